@@ -1,0 +1,45 @@
+"""Extend the context length of language model checkpoints, and show what every runtime makes of it.
+
+>>> import ctxextend
+>>> opened = ctxextend.open_source("demo/checkpoint")
+>>> plan = ctxextend.plan_source(opened, ctxextend.Recipe(method="yarn", target=1024))
+>>> plan.factor
+4.0
+
+``run_plan(plan, opened, out)`` then writes the checkpoint.
+"""
+
+from ctxextend.apply import Manifest, Options
+from ctxextend.errors import CtxextendError
+from ctxextend.inspection import Inspection, inspect
+from ctxextend.methods import Base, Method
+from ctxextend.pipeline import Opened, inspect_source, open_source, plan_source, run_plan
+from ctxextend.plan import Plan, Recipe, make_plan
+from ctxextend.rope import RopeSpec, RopeTable
+from ctxextend.scaling import Scaling, table
+from ctxextend.version import VERSION
+
+__version__ = VERSION
+
+__all__ = [
+    "Base",
+    "CtxextendError",
+    "Inspection",
+    "Manifest",
+    "Method",
+    "Opened",
+    "Options",
+    "Plan",
+    "Recipe",
+    "RopeSpec",
+    "RopeTable",
+    "Scaling",
+    "__version__",
+    "inspect",
+    "inspect_source",
+    "make_plan",
+    "open_source",
+    "plan_source",
+    "run_plan",
+    "table",
+]

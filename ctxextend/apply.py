@@ -1,0 +1,375 @@
+"""Making a plan happen: into a staging folder, verified there, then renamed into place.
+
+The source is only read. Weights and every other file that the plan doesn't edit are cloned, linked or
+copied in the kernel; what is written is read back as each runtime would before anything appears.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from ctxextend.checkpoint.directory import read_text
+from ctxextend.checkpoint.documents import parse_document
+from ctxextend.contents import Contents
+from ctxextend.encoding import Verdict, judge
+from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
+from ctxextend.formats.json_edit import Edit, edit_text, value_at
+from ctxextend.inspection import inspect
+from ctxextend.plan import Carry, EditJson, Plan, edits_of
+from ctxextend.record import path_of
+from ctxextend.runtimes.overrides import overrides
+from ctxextend.scaling import Dynamic
+from ctxextend.tensors.copying import LinkMode, carry, clone
+from ctxextend.tensors.staging import staged, write_file
+from ctxextend.version import VERSION
+
+MANIFEST: Final = "ctxextend.json"
+OVERRIDES: Final = "ctxextend-overrides.json"
+SCHEMA: Final = "ctxextend.manifest/1"
+
+#: How much is hashed at a time.
+_HASH_BYTES: Final = 8 << 20
+
+#: Called with a file's name and how many more bytes of it are done.
+Progress = Callable[[str, int], None]
+
+
+class OutputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One file of the output. ``sha256`` of what was written (of everything with checksums); for carried
+    weights ``header_sha256``, of their safetensors header, and ``etag``, the Hub's object id.
+    """
+
+    path: str
+    size_bytes: int
+    written: bool = False
+    sha256: str | None = None
+    header_sha256: str | None = None
+    etag: str | None = None
+
+
+class Verified(Struct, frozen=True, kw_only=True):
+    """What one runtime was found to read in the output."""
+
+    runtime: str
+    versions: str
+    agrees: bool
+    reason: str | None
+    max_context: int | None
+    inv_freq_error: float
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """The record beside the weights: the plan, what the files are, what was verified."""
+
+    schema: str = SCHEMA
+    version: str
+    plan: Plan
+    files: tuple[OutputFile, ...]
+    verified: tuple[Verified, ...]
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """How an output is made; none of this changes what it says."""
+
+    link_mode: LinkMode = "auto"
+    checksums: bool = False
+    config_only: bool = False
+    force: bool = False
+
+
+def convert(
+    plan: Plan,
+    contents: Contents,
+    folder: Path,
+    out: Path,
+    *,
+    options: Options | None = None,
+    family: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the checkpoint of ``plan`` to ``out``. ``folder`` holds the source that ``contents`` was read from.
+
+    Raises :class:`RefusedError` for an output that exists or lies inside the source,
+    :class:`OutputError` when it can't be written, :class:`DisagreementError` when what was written
+    isn't read as planned. Nothing of an output remains then, and the source is as it was.
+    """
+    options = options or Options()
+    report = progress or _silent
+    _check_places(folder, out, force=options.force)
+    texts = _edited_texts(plan, contents, folder)
+    try:
+        with staged(out, replace=options.force) as staging:
+            if not options.config_only:
+                _check_space(plan, folder, staging, options.link_mode)
+            return _build(plan, contents, folder, staging, texts, options=options, family=family, report=report)
+    except OSError as error:
+        raise _output_error(error, out) from error
+
+
+def _build(
+    plan: Plan,
+    contents: Contents,
+    folder: Path,
+    staging: Path,
+    texts: Mapping[str, str],
+    *,
+    options: Options,
+    family: str | None,
+    report: Progress,
+) -> Manifest:
+    files = []
+    for name, text in sorted(texts.items()):
+        data = text.encode()
+        write_file(staging / name, data)
+        files.append(OutputFile(path=name, size_bytes=len(data), written=True, sha256=hashlib.sha256(data).hexdigest()))
+    if options.config_only:
+        files.append(_write_overrides(plan, contents, texts, staging))
+    else:
+        files += _carry_all(plan, contents, folder, staging, options, report)
+    verified = verify(plan, staging, contents, family=family)
+    manifest = Manifest(
+        version=VERSION,
+        plan=plan,
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        verified=verified,
+    )
+    write_file(staging / MANIFEST, encode(manifest))
+    return manifest
+
+
+def _carry_all(
+    plan: Plan, contents: Contents, folder: Path, staging: Path, options: Options, report: Progress
+) -> list[OutputFile]:
+    etags = {file.path: file.etag for file in contents.files}
+    weights = {tensor.file for tensor in contents.tensors}
+    files = []
+    for name in carried(plan):
+        target = staging / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        carry(folder / name, target, mode=options.link_mode, progress=partial(report, name))
+        size = target.stat().st_size
+        files.append(
+            OutputFile(
+                path=name,
+                size_bytes=size,
+                sha256=sha256_of(target) if options.checksums else None,
+                header_sha256=_header_sha256(target) if name in weights else None,
+                etag=etags.get(name),
+            )
+        )
+    return files
+
+
+def carried(plan: Plan) -> tuple[str, ...]:
+    """The files that a plan takes over as they are."""
+    return tuple(name for action in plan.actions if isinstance(action, Carry) for name in action.files)
+
+
+def verify(plan: Plan, output: Path, contents: Contents, *, family: str | None = None) -> tuple[Verified, ...]:
+    """Read ``output`` back as every runtime of the plan would. Raises :class:`DisagreementError` if one differs."""
+    config = read_text(output, "config.json").value
+    single = msgspec.structs.replace(
+        contents, documents={**contents.documents, "config.json": read_text(output, "config.json")}
+    )
+    row = inspect(single, family=family).family
+    planned = {g.label: g.after.table for g in plan.groups if g.extended and g.after is not None}
+    scalings = [g.after.scaling for g in plan.groups if g.extended and g.after is not None]
+    encodings = {g.after.encoding for g in plan.groups if g.extended and g.after is not None}
+    dynamic = any(isinstance(s, Dynamic) for s in scalings) and encodings == {"native"}
+    if not dynamic:
+        planned = {
+            label: msgspec.structs.replace(goal, switches=()) if "theta" in encodings else goal
+            for label, goal in planned.items()
+        }
+    verdicts = judge(config, row, planned, target=plan.target_context, required=plan.runtimes, dynamic=dynamic)
+    known = any(warning.code == "unreadable" for warning in plan.warnings)
+    for verdict in verdicts:
+        if not verdict.agrees and not known and plan.method != "none":
+            raise DisagreementError(
+                f"{verdict.reader} {verdict.versions} would not read what was planned: {verdict.reason}",
+                code="disagreement",
+                file="config.json",
+                hint="this should not happen: please report it with the output of 'plan --json'",
+            )
+    return tuple(_verified(verdict) for verdict in verdicts)
+
+
+def _verified(verdict: Verdict) -> Verified:
+    return Verified(
+        runtime=verdict.reader,
+        versions=verdict.versions,
+        agrees=verdict.agrees,
+        reason=verdict.reason,
+        max_context=verdict.reading.max_context,
+        inv_freq_error=verdict.frequency_error,
+    )
+
+
+def encode(value: Any) -> bytes:
+    """A value as indented JSON with a final newline."""
+    return (json.dumps(msgspec.to_builtins(value), indent=2) + "\n").encode()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a whole file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(_HASH_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _header_sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        prefix = handle.read(8)
+        return hashlib.sha256(prefix + handle.read(int.from_bytes(prefix, "little"))).hexdigest()
+
+
+def edited_texts(plan: Plan, documents: Mapping[str, str]) -> dict[str, str]:
+    """The text of each edited document. Raises :class:`RefusedError` when one isn't what the plan was made for."""
+    texts = {}
+    for name, edits in edits_of(plan).items():
+        text = documents[name]
+        _check_before(plan, name, parse_document(name, text.encode()).value)
+        texts[name] = edit_text(text, edits)
+    return texts
+
+
+def _edited_texts(plan: Plan, contents: Contents, folder: Path) -> dict[str, str]:
+    config = contents.documents["config.json"].text
+    if hashlib.sha256(config.encode()).hexdigest() != plan.source.config_sha256:
+        raise _stale("config.json", "config.json as it was when the plan was made", "another config.json")
+    documents = {}
+    for name in edits_of(plan):
+        known = contents.documents.get(name)
+        documents[name] = (known or read_text(folder, name)).text
+    return edited_texts(plan, documents)
+
+
+def _check_before(plan: Plan, name: str, document: Mapping[str, Any]) -> None:
+    for action in plan.actions:
+        if not isinstance(action, EditJson) or action.file != name:
+            continue
+        found = value_at(dict(document), path_of(action.pointer))
+        same = found is action.before if UNSET in (found, action.before) else found == action.before
+        if not same:
+            raise _stale(name, f"{action.pointer}: {action.before}", str(found))
+
+
+def _stale(file: str, expected: str, found: str) -> RefusedError:
+    return RefusedError(
+        "the checkpoint isn't the one that the plan was made for",
+        code="stale-plan",
+        file=file,
+        expected=expected[:200],
+        found=found[:200],
+        hint="make the plan again: ctxextend plan SOURCE --json",
+    )
+
+
+def _write_overrides(plan: Plan, contents: Contents, texts: Mapping[str, str], staging: Path) -> OutputFile:
+    edits: tuple[Edit, ...] = edits_of(plan).get("config.json", ())
+    data = encode(overrides(edits, name=contents.source, target=plan.target_context))
+    write_file(staging / OVERRIDES, data)
+    if "config.json" not in texts:
+        write_file(staging / "config.json", contents.documents["config.json"].text.encode())
+    return OutputFile(path=OVERRIDES, size_bytes=len(data), written=True, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _check_places(folder: Path, out: Path, *, force: bool) -> None:
+    source, target = folder.resolve(), out.resolve()
+    if target == source or source in target.parents:
+        raise RefusedError(
+            "the output lies inside the source, which is never written to",
+            code="output-inside-source",
+            file=str(out),
+            found=str(source),
+            hint="choose another place with --out",
+        )
+    if target in source.parents:
+        raise RefusedError(
+            "the source lies inside the output",
+            code="source-inside-output",
+            file=str(out),
+            found=str(source),
+            hint="choose another place with --out",
+        )
+    if not (out.exists() or out.is_symlink()):
+        return
+    ours = out.is_dir() and not out.is_symlink() and (out / MANIFEST).is_file()
+    if force and ours:
+        return
+    raise RefusedError(
+        "the output exists" if not force else "what is there isn't an output of ctxextend, and is left alone",
+        code="output-exists",
+        file=str(out),
+        hint="--force replaces it (the old one goes when the new one is complete)"
+        if ours
+        else "choose another place with --out",
+    )
+
+
+def _check_space(plan: Plan, folder: Path, staging: Path, mode: LinkMode) -> None:
+    """Refuse before the first byte when the copy can't fit; clones and links need no room."""
+    if mode in ("hardlink", "symlink", "reflink"):
+        return
+    names = carried(plan)
+    if mode == "auto" and names and _clones(folder / names[0], staging):
+        return
+    needed = sum((folder / name).stat().st_size for name in names)
+    free = shutil.disk_usage(staging).free
+    if needed > free:
+        raise OutputError(
+            "there isn't enough room for the copy",
+            code="disk-full",
+            file=str(staging.parent),
+            expected=f"{needed} bytes",
+            found=f"{free} bytes free",
+            hint="--link-mode hardlink (or symlink) shares the weights instead of copying them",
+        )
+
+
+def _clones(source: Path, staging: Path) -> bool:
+    probe = staging / ".probe"
+    try:
+        return clone(source.resolve(), probe)
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _output_error(error: OSError, out: Path) -> CtxextendError:
+    """An operating system's complaint, in terms of what was being done."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            "the disk is full; nothing was kept",
+            code="disk-full",
+            file=str(out),
+            found=os.strerror(error.errno),
+            hint="make room, or share the weights with --link-mode hardlink",
+        )
+    where = error.filename if isinstance(error.filename, str) else str(out)
+    kind = CheckpointError if isinstance(error, FileNotFoundError) else OutputError
+    return kind(
+        "a file can't be read or written",
+        code="io",
+        file=where,
+        found=error.strerror or str(error),
+        hint="check the path and its permissions",
+    )
+
+
+def _silent(_name: str, _done: int) -> None:
+    """Nobody watches."""

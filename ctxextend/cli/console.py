@@ -1,0 +1,101 @@
+"""What a command prints, and where: stdout is data, everything else goes to stderr.
+
+Rich is loaded when something is drawn, not before: it costs a third of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ctxextend.errors import CtxextendError
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+    from ctxextend.apply import Progress
+    from ctxextend.encoding import PlanWarning
+
+
+class Console:
+    """One invocation's output: as JSON or for people, and how much of it."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+
+    def document(self, value: Any) -> None:
+        """One JSON document on stdout."""
+        sys.stdout.write(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False) + "\n")
+
+    def line(self, text: str = "") -> None:
+        """A line of data on stdout."""
+        sys.stdout.write(text + "\n")
+
+    def draw(self, *parts: RenderableType) -> None:
+        """Something drawn by Rich, on stdout; plain text where that is no terminal."""
+        console = self._rich(sys.stdout)
+        for part in parts:
+            console.print(part)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, on stderr, unless quiet."""
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+
+    def detail(self, text: str) -> None:
+        """Something only ``-v`` shows."""
+        if self.verbose:
+            sys.stderr.write(text + "\n")
+
+    def warnings(self, warnings: Iterable[PlanWarning]) -> None:
+        """The plan's warnings, on stderr; in JSON they are part of the document."""
+        if self.as_json:
+            return
+        for warning in warnings:
+            self.note(f"warning: {warning.message} [{warning.code}]")
+            if warning.hint:
+                self.note(f"   hint: {warning.hint}")
+
+    @contextmanager
+    def progress(self, total_bytes: int) -> Iterator[Progress]:
+        """A bar for long copies, on a terminal only."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield lambda _name, _done: None
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=self._rich(sys.stderr), transient=True) as bar:
+            task = bar.add_task("copying", total=total_bytes)
+            yield lambda name, done: bar.update(task, advance=done, description=name[-40:])
+
+    def _rich(self, stream: Any) -> RichConsole:
+        from rich.console import Console as RichConsole
+
+        plain = bool(os.environ.get("NO_COLOR"))
+        width = None if stream.isatty() else 110
+        return RichConsole(file=stream, no_color=plain, highlight=False, width=width, soft_wrap=False)
+
+
+def show_error(error: CtxextendError, *, as_json: bool) -> None:
+    """An error as every command shows it: JSON on stdout, or lines on stderr."""
+    details = error.details()
+    if as_json:
+        document = {"schema": "ctxextend.error/1", **details}
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        return
+    where = ", ".join(str(details[part]) for part in ("file", "key") if part in details)
+    lines = [f"error: {error.message}"]
+    if where:
+        lines.append(f"   where: {where}")
+    lines += [f"{part:>8}: {details[part]}" for part in ("expected", "found", "hint") if part in details]
+    sys.stderr.write("\n".join(lines) + "\n")

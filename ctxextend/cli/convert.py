@@ -1,0 +1,134 @@
+"""``ctxextend convert``: a plan, made to happen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import msgspec
+import typer
+
+from ctxextend.apply import OVERRIDES, Manifest, Options, carried
+from ctxextend.checkpoint.directory import read_json
+from ctxextend.cli import options as o
+from ctxextend.cli.console import Console
+from ctxextend.cli.plan import show_plan
+from ctxextend.errors import CheckpointError, UsageError
+from ctxextend.pipeline import open_source, plan_source, run_plan
+from ctxextend.plan import Plan, Recipe
+
+OutOpt = Annotated[
+    Optional[Path],
+    typer.Option("--out", "-o", help="Where to; NAME-METHOD-128k otherwise.", show_default=False),
+]
+LinkOpt = Annotated[
+    Literal["auto", "reflink", "hardlink", "symlink", "copy"],
+    typer.Option("--link-mode", help="How files that stay get there; auto clones, else copies."),
+]
+
+
+def convert(
+    source: o.SourceArg,
+    method: o.MethodOpt = "auto",
+    target: o.TargetOpt = None,
+    factor: o.FactorOpt = None,
+    out: OutOpt = None,
+    original_context: o.OriginalOpt = None,
+    base: o.BaseOpt = "auto",
+    settings: o.SetOpt = None,
+    layers: o.LayersOpt = None,
+    sliding_window: o.WindowOpt = "keep",
+    fine_tune: o.FineTuneOpt = "no",
+    family: o.FamilyOpt = None,
+    runtimes: o.RuntimesOpt = o.RUNTIMES_DEFAULT,
+    carrier: o.CarrierOpt = "auto",
+    plan_file: Annotated[
+        Optional[Path],
+        typer.Option("--plan", help="Carry out a saved plan; no method options beside it.", show_default=False),
+    ] = None,
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Write the changed files alone, and each engine's override.")
+    ] = False,
+    link_mode: LinkOpt = "auto",
+    checksums: Annotated[bool, typer.Option("--checksums", help="Hash every file, not the headers alone.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its diff; write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier output of ctxextend.")] = False,
+    allow: o.AllowOpt = None,
+    revision: o.RevisionOpt = None,
+    token: o.TokenOpt = None,
+    cache_dir: o.CacheOpt = None,
+    as_json: o.JsonOpt = False,
+    quiet: o.QuietOpt = False,
+    verbose: o.VerboseOpt = False,
+) -> None:
+    """Extend a checkpoint's context: a new folder, the source untouched, the weights the same bytes.
+
+    What was written is read back as each runtime would before it appears.
+
+    Example: ctxextend convert ./model --method yarn --target 128k --out ./model-128k
+    """
+    recipe = o.recipe_of(
+        method=method,
+        target=target,
+        factor=factor,
+        original_context=original_context,
+        base=base,
+        settings=settings,
+        layers=layers,
+        sliding_window=sliding_window,
+        fine_tune=fine_tune,
+        family=family,
+        runtimes=runtimes,
+        carrier=carrier,
+        allow=allow,
+    )
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    opened = open_source(o.source_of(source, revision, token, cache_dir))
+    plan = plan_source(opened, recipe) if plan_file is None else _saved_plan(plan_file, recipe)
+    if out is not None:
+        plan = msgspec.structs.replace(plan, out=out.name)
+    if dry_run:
+        show_plan(console, plan, opened)
+        return
+    console.warnings(plan.warnings)
+    options = Options(link_mode=link_mode, checksums=checksums, config_only=config_only, force=force)
+    sizes = {file.path: file.size_bytes for file in opened.contents.files}
+    with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
+        path, manifest = run_plan(plan, opened, out, options=options, family=family, progress=progress)
+    _show(console, path, manifest)
+
+
+def _saved_plan(path: Path, recipe: Recipe) -> Plan:
+    """A plan from ``plan --json``. Raises :class:`UsageError` when method options stand beside it."""
+    if msgspec.structs.replace(recipe, family=None) != Recipe():
+        raise UsageError(
+            "a saved plan says everything about the method itself",
+            code="plan-and-options",
+            key="--plan",
+            hint="leave the method's options away, or make a new plan with them",
+        )
+    try:
+        return msgspec.convert(read_json(path), Plan)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            "the plan can't be read",
+            code="broken-plan",
+            file=str(path),
+            found=str(error),
+            hint="make it again: ctxextend plan SOURCE ... --json > plan.json",
+        ) from error
+
+
+def _show(console: Console, path: Path, manifest: Manifest) -> None:
+    if console.as_json:
+        console.document(manifest)
+        return
+    console.line(str(path))
+    plan = manifest.plan
+    console.note(f"{plan.method}: {plan.arithmetic}, {plan.trained_context} -> {plan.target_context} tokens")
+    for found in manifest.verified:
+        verdict = "reads it as planned" if found.agrees else f"does not: {found.reason}"
+        length = "" if found.max_context is None else f", serves {found.max_context}"
+        console.note(f"  {found.runtime} {found.versions}: {verdict}{length}")
+    if any(file.path == OVERRIDES for file in manifest.files):
+        console.note(f"  {path / OVERRIDES} holds the override that each engine takes")

@@ -1,0 +1,176 @@
+"""Every option that more than one command has, spelled and explained once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+from ctxextend.checkpoint import Source, resolve
+from ctxextend.errors import UsageError
+from ctxextend.lengths import parse_tokens
+from ctxextend.plan import Recipe
+from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
+
+SourceArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A checkpoint's folder, or a Hub repository org/name[@revision] (hf:// forces that).",
+        show_default=False,
+    ),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, errors too.")]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, warnings or progress.")]
+VerboseOpt = Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.")]
+RevisionOpt = Annotated[
+    Optional[str], typer.Option(help="Branch, tag or commit of a Hub repository.", show_default=False)
+]
+TokenOpt = Annotated[
+    Optional[str], typer.Option(help="Hub token; HF_TOKEN or a saved login otherwise.", show_default=False)
+]
+CacheOpt = Annotated[Optional[Path], typer.Option("--cache-dir", help="The Hub cache to use.", show_default=False)]
+MethodOpt = Annotated[str, typer.Option("--method", "-m", help="A method ('ctxextend methods' lists them), or auto.")]
+TargetOpt = Annotated[
+    Optional[str],
+    typer.Option("--target", "-t", help="The new context length: 128k is 131072.", show_default=False),
+]
+FactorOpt = Annotated[
+    Optional[str],
+    typer.Option("--factor", help="Times the trained length, instead of --target.", show_default=False),
+]
+OriginalOpt = Annotated[
+    Optional[str],
+    typer.Option("--original-context", help="The length the weights were trained for.", show_default=False),
+]
+BaseOpt = Annotated[
+    Literal["auto", "trained", "unscaled"],
+    typer.Option("--base", help="Whether a scaling that is there was trained in."),
+]
+SetOpt = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the method; @FILE reads JSON.", show_default=False),
+]
+LayersOpt = Annotated[
+    Optional[list[str]],
+    typer.Option("--layers", metavar="LABEL", help="Only layers of this type.", show_default=False),
+]
+WindowOpt = Annotated[
+    Literal["keep", "target", "off"],
+    typer.Option("--sliding-window", help="Keep a sliding window, widen it to the target, or switch it off."),
+]
+FineTuneOpt = Annotated[
+    Literal["yes", "no"],
+    typer.Option("--fine-tune", help="Whether the result will be trained further (for auto)."),
+]
+FamilyOpt = Annotated[
+    Optional[str], typer.Option("--family", help="Treat the model as this family.", show_default=False)
+]
+RuntimesOpt = Annotated[
+    str, typer.Option("--runtimes", metavar="LIST", help="The runtimes that must agree, comma-separated.")
+]
+CarrierOpt = Annotated[
+    Literal["auto", "native", "factors"],
+    typer.Option("--carrier", help="Write the scaling's own form, per-pair factors, or the first that fits."),
+]
+AllowOpt = Annotated[
+    Optional[list[str]],
+    typer.Option("--allow", metavar="CODE", help="Let this refusal pass.", show_default=False),
+]
+
+#: Refusals that --allow can let pass.
+ALLOWABLE = ("unreadable",)
+
+RUNTIMES_DEFAULT = ",".join(DEFAULT_RUNTIMES)
+
+
+def source_of(given: str, revision: str | None, token: str | None, cache_dir: Path | None) -> Source:
+    """The source as the options name it."""
+    return resolve(given, revision=revision, token=token, cache_dir=cache_dir)
+
+
+def recipe_of(
+    *,
+    method: str,
+    target: str | None,
+    factor: str | None,
+    original_context: str | None,
+    base: Literal["auto", "trained", "unscaled"],
+    settings: Iterable[str] | None,
+    layers: Iterable[str] | None,
+    sliding_window: Literal["keep", "target", "off"],
+    fine_tune: Literal["yes", "no"],
+    family: str | None,
+    runtimes: str,
+    carrier: Literal["auto", "native", "factors"],
+    allow: Iterable[str] | None,
+) -> Recipe:
+    """The recipe that the flags spell. Raises :class:`UsageError` for one that can't be read."""
+    names = tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
+    readers_of(names)
+    for code in allow or ():
+        if code not in ALLOWABLE:
+            raise UsageError(
+                "there is no refusal of that name to let pass",
+                code="unknown-code",
+                key="--allow",
+                expected=", ".join(ALLOWABLE),
+                found=code,
+            )
+    return Recipe(
+        method=method,
+        target=None if target is None else parse_tokens(target, option="--target"),
+        factor=None if factor is None else _number(factor, "--factor"),
+        original_context=None
+        if original_context is None
+        else parse_tokens(original_context, option="--original-context"),
+        base=base,
+        options=settings_of(settings or ()),
+        layers=tuple(layers or ()),
+        sliding_window=sliding_window,
+        fine_tune=fine_tune == "yes",
+        family=family,
+        runtimes=names or DEFAULT_RUNTIMES,
+        carrier=carrier,
+        allow=tuple(allow or ()),
+    )
+
+
+def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` pairs; a value is JSON where it can be read as such, else text; ``@FILE`` is a JSON file."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(
+                "a parameter can't be read",
+                code="bad-parameter",
+                key="--set",
+                expected="KEY=VALUE",
+                found=pair,
+            )
+        settings[key] = _value(text)
+    return settings
+
+
+def _value(text: str) -> Any:
+    if text.startswith("@"):
+        from ctxextend.checkpoint.directory import read_json
+
+        return read_json(Path(text[1:]))
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(
+            f"{option} can't be read", code="bad-number", key=option, expected="a number", found=repr(text)
+        ) from None

@@ -1,0 +1,273 @@
+"""Which form of a scaling is written: the first that every runtime named reads as the planned table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from ctxextend.errors import RefusedError
+from ctxextend.families import Family
+from ctxextend.formats.hf_read import read_rope
+from ctxextend.formats.hf_write import CARRIER_TOLERANCE, Encoding, encodings
+from ctxextend.formats.json_edit import apply_edits
+from ctxextend.rope import RopeSpec, RopeTable
+from ctxextend.runtimes import Reader, Reading, readers_of
+from ctxextend.scaling import Dynamic, LongRope, Scaling, Yarn, table
+
+#: How close a reader's frequencies must come to the plan's, relatively.
+TOLERANCE: Final = 1e-5
+
+
+class PlanWarning(Struct, frozen=True, kw_only=True):
+    """Something that a plan can't make right: what, and what to do about it."""
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+class Chosen(Struct, frozen=True, kw_only=True):
+    """The form that was chosen, the base it writes for each label, and what its readers do beside."""
+
+    encoding: Encoding
+    rope_theta: Mapping[str, float]
+    warnings: tuple[PlanWarning, ...]
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What one reader makes of one candidate. ``reason`` says why it isn't the planned table."""
+
+    reader: str
+    versions: str
+    agrees: bool
+    reason: str | None
+    reading: Reading
+    frequency_error: float = 0.0
+
+
+def choose_encoding(
+    config: Mapping[str, Any],
+    family: Family,
+    specs: Mapping[str, RopeSpec],
+    scalings: Mapping[str, Scaling],
+    *,
+    target: int,
+    required: tuple[str, ...],
+    carriers: str,
+    method: str,
+    excused: frozenset[str] = frozenset(),
+    allow: bool = False,
+) -> Chosen:
+    """The first candidate that all ``required`` runtimes read as planned, but those that are ``excused``.
+
+    Raises :class:`RefusedError` (``unreadable``) naming each runtime that can't and why; with
+    ``allow`` the candidate that most of them read is taken instead.
+    """
+    planned = {label: table(specs[label], s, length=target) for label, s in scalings.items()}
+    dynamic = any(isinstance(s, Dynamic) for s in scalings.values())
+    tried: list[tuple[Encoding, tuple[Verdict, ...]]] = []
+    rope = read_rope(config, family)
+    for candidate in encodings(config, family, rope, specs, scalings, target=target, carriers=carriers):
+        edited = apply_edits(dict(config), candidate.edits)
+        goal = _static(planned) if candidate.name == "theta" else planned
+        verdicts = judge(edited, family, goal, target=target, required=required, dynamic=dynamic)
+        if all(verdict.agrees or verdict.reader in excused for verdict in verdicts):
+            return _chosen(candidate, edited, family, verdicts, scalings, target)
+        tried.append((candidate, verdicts))
+    if not tried:
+        raise _no_form(method, family, carriers)
+    best, verdicts = max(tried, key=lambda pair: sum(verdict.agrees for verdict in pair[1]))
+    if allow:
+        edited = apply_edits(dict(config), best.edits)
+        return _chosen(best, edited, family, verdicts, scalings, target)
+    raise _unreadable(method, best, verdicts)
+
+
+def judge(
+    config: Mapping[str, Any],
+    family: Family,
+    planned: Mapping[str, RopeTable],
+    *,
+    target: int,
+    required: tuple[str, ...],
+    dynamic: bool = False,
+) -> tuple[Verdict, ...]:
+    """What each current reader of the ``required`` runtimes makes of ``config``, against the planned tables."""
+    return tuple(
+        _verdict(reader, config, family, planned, target=target, dynamic=dynamic) for reader in readers_of(required)
+    )
+
+
+def misreaders(
+    config: Mapping[str, Any],
+    family: Family,
+    tables: Mapping[str, RopeTable],
+    *,
+    trained: int,
+    required: tuple[str, ...],
+) -> frozenset[str]:
+    """The runtimes that read a checkpoint otherwise than it was trained, before anything was done to it."""
+    verdicts = judge(config, family, tables, target=trained, required=required)
+    return frozenset(verdict.reader for verdict in verdicts if not verdict.agrees)
+
+
+def _verdict(
+    reader: Reader,
+    config: Mapping[str, Any],
+    family: Family,
+    planned: Mapping[str, RopeTable],
+    *,
+    target: int,
+    dynamic: bool,
+) -> Verdict:
+    reading = reader.effective(config, family, length=target)
+    reason, error = None, 0.0
+    if not reading.absent:
+        reason, error = _difference(reading, planned, target=target, dynamic=dynamic)
+    return Verdict(
+        reader=reader.runtime,
+        versions=reader.versions,
+        agrees=reason is None,
+        reason=reason,
+        reading=reading,
+        frequency_error=error,
+    )
+
+
+def _difference(
+    reading: Reading, planned: Mapping[str, RopeTable], *, target: int, dynamic: bool
+) -> tuple[str | None, float]:
+    """Why a reading isn't the plan (None when it is), and the largest frequency error."""
+    if reading.problem is not None:
+        return reading.problem, 0.0
+    worst = 0.0
+    for label, goal in planned.items():
+        found = reading.tables.get(label)
+        if found is None:
+            return f"it sees no layers {label}", 0.0
+        error = found.error_against(goal)
+        worst = max(worst, error)
+        if error > TOLERANCE:
+            return f"its frequencies are off by {_percent(error)} at most", error
+        if abs(found.attention_factor / goal.attention_factor - 1.0) > CARRIER_TOLERANCE:
+            said = f"{found.attention_factor:.5g} instead of {goal.attention_factor:.5g}"
+            return f"its attention factor is {said}", error
+        if abs(found.softmax_factor / goal.softmax_factor - 1.0) > CARRIER_TOLERANCE:
+            said = f"{found.softmax_factor:.5g} instead of {goal.softmax_factor:.5g}"
+            return f"its softmax factor is {said}", error
+        if dynamic and goal.switches and not found.switches:
+            return "its base doesn't follow the length as transformers' does", error
+    switching = any(goal.switches for goal in planned.values()) and not dynamic
+    longest = reading.max_context
+    if longest is not None and longest < target and not switching:
+        return f"it would serve {longest} tokens only", worst
+    return None, worst
+
+
+def _static(planned: Mapping[str, RopeTable]) -> dict[str, RopeTable]:
+    """Tables that no longer change with the length: what a static equal is held to."""
+    return {label: msgspec.structs.replace(goal, switches=()) for label, goal in planned.items()}
+
+
+def _chosen(
+    candidate: Encoding,
+    edited: Mapping[str, Any],
+    family: Family,
+    verdicts: tuple[Verdict, ...],
+    scalings: Mapping[str, Scaling],
+    target: int,
+) -> Chosen:
+    written = {group.label: group.spec for group in read_rope(edited, family).groups}
+    thetas = {label: spec.rope_theta for label in scalings if (spec := written[label]) is not None}
+    return Chosen(
+        encoding=candidate,
+        rope_theta=thetas,
+        warnings=(*_cautions(verdicts, target), *_by_form(candidate, scalings)),
+    )
+
+
+def _cautions(verdicts: tuple[Verdict, ...], target: int) -> Iterator[PlanWarning]:
+    for verdict in verdicts:
+        reading, who = verdict.reading, f"{verdict.reader} {verdict.versions}"
+        if not verdict.agrees:
+            yield PlanWarning(code="unreadable", message=f"{who} doesn't read the planned table: {verdict.reason}")
+        if reading.absent:
+            yield PlanWarning(code="runtime-absent", message=f"{who} can't run this model: {reading.problem}")
+        if reading.caution is not None:
+            yield PlanWarning(code="runtime-caution", message=f"{who}: {reading.caution}")
+        longest = reading.max_context
+        if longest is not None and longest > target:
+            yield PlanWarning(
+                code="length-above",
+                message=f"{who} will advertise {longest} tokens, more than the {target} that are planned: it "
+                "multiplies the stated length by the factor",
+                hint=_length_flag(verdict.reader, target),
+            )
+        if longest is not None and longest < target and verdict.agrees:
+            yield PlanWarning(
+                code="length-below",
+                message=f"{who} serves {longest} tokens unless it is told otherwise",
+                hint=_length_flag(verdict.reader, target),
+            )
+
+
+def _length_flag(runtime: str, target: int) -> str:
+    flag = {"vllm": "--max-model-len", "sglang": "--context-length"}.get(runtime, "a length limit of")
+    return f"serve with {flag} {target}"
+
+
+def _by_form(candidate: Encoding, scalings: Mapping[str, Scaling]) -> Iterator[PlanWarning]:
+    first = next(iter(scalings.values()))
+    if isinstance(first, Yarn) and candidate.name.startswith("native"):
+        yield PlanWarning(
+            code="older-transformers",
+            message="transformers before 4.51 takes the raised length for the original one in yarn: its "
+            "frequencies would be off by up to 124 %",
+            hint="ask for transformers 4.56 or later beside the checkpoint",
+        )
+    if isinstance(first, LongRope) and first.short_factor != first.long_factor:
+        yield PlanWarning(
+            code="length-dependent",
+            message="the lists change over at the original length: transformers by each input, vLLM once by the "
+            "length served, SGLang by the batch, MLX-LM never (always the long list)",
+        )
+
+
+def _no_form(method: str, family: Family, carriers: str) -> RefusedError:
+    return RefusedError(
+        f"{method} over this base can't be written into the config of a {family.name} model",
+        code="unwritable",
+        file="config.json",
+        key="rope_scaling",
+        found=f"--carrier {carriers}",
+        hint="--method ntk changes rope_theta alone; --carrier auto allows every form"
+        if carriers == "auto"
+        else "--carrier auto allows the other forms",
+    )
+
+
+def _unreadable(method: str, best: Encoding, verdicts: tuple[Verdict, ...]) -> RefusedError:
+    bad = [v for v in verdicts if not v.agrees]
+    failing = {v.reader for v in bad}
+    good = [name for name in dict.fromkeys(v.reader for v in verdicts) if name not in failing]
+    said = "; ".join(f"{v.reader} {v.versions}: {v.reason}" for v in bad)
+    hints = []
+    if good:
+        hints.append(f"--runtimes {','.join(good)} if the others don't matter")
+    if method != "ntk":
+        hints.append("--method ntk changes rope_theta alone, which most read")
+    return RefusedError(
+        f"no way to write {method} is read alike by all the runtimes named ({said})",
+        code="unreadable",
+        expected="one table in every runtime",
+        found=f"the nearest form is {best.name}",
+        hint="; ".join((*hints, "--allow unreadable writes it all the same")),
+    )
+
+
+def _percent(error: float) -> str:
+    return f"{100.0 * error:.3g} %" if math.isfinite(error) else "everything"

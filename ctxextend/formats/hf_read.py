@@ -1,0 +1,416 @@
+"""What a config.json means: the rope of each group of layers, as current transformers reads it.
+
+Where a config contradicts itself, the reading is transformers' own and a note says so. Other readers
+are the runtimes' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from ctxextend.contents import Note
+from ctxextend.errors import CheckpointError, RefusedError
+from ctxextend.families import Family
+from ctxextend.formats.hf_layers import FULL, SLIDING, layer_labels, whole_number, window_of
+from ctxextend.formats.rope_keys import TYPES, type_of
+from ctxextend.rope import RopeSpec
+from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Scaling, Yarn
+
+
+class RopeGroup(Struct, frozen=True, kw_only=True):
+    """Layers that share a rope. ``spec`` is None for layers without one; ``window`` counts tokens.
+
+    ``settings`` is the dictionary that the scaling was read from.
+    """
+
+    label: str
+    layers: tuple[int, ...]
+    spec: RopeSpec | None
+    scaling: Scaling | None
+    settings: Mapping[str, Any]
+    window: int | None = None
+
+
+class HfRope(Struct, frozen=True, kw_only=True):
+    """The rope of a whole config: where its settings stand, its groups, and the length it states."""
+
+    path: tuple[str, ...]
+    text: Mapping[str, Any]
+    groups: tuple[RopeGroup, ...]
+    max_position_embeddings: int
+    notes: tuple[Note, ...]
+
+
+def text_config(config: Mapping[str, Any], family: Family) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Where the language model's settings stand, and what stands there."""
+    for path in family.config_paths:
+        node: Any = config
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and ("num_hidden_layers" in node or not path):
+            return path, node
+    return (), dict(config)
+
+
+def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
+    """The rope of ``config``. Raises :class:`CheckpointError` for values that can't be, naming the key."""
+    path, text = text_config(config, family)
+    length = whole_number(text, "max_position_embeddings") or family.max_position_embeddings
+    if length is None:
+        raise CheckpointError(
+            "the config doesn't say how long its context is",
+            code="broken-config",
+            file="config.json",
+            key=".".join((*path, "max_position_embeddings")),
+            expected="a number of tokens",
+            found="none",
+            hint="add max_position_embeddings as the model's publisher states it",
+        )
+    labels = layer_labels(text, family)
+    window = window_of(text, family)
+    notes = list(_contradictions(text, family))
+    groups = []
+    for label in dict.fromkeys(labels):
+        layers = tuple(i for i, other in enumerate(labels) if other == label)
+        if label in family.unrotated:
+            groups.append(RopeGroup(label=label, layers=layers, spec=None, scaling=None, settings={}))
+            continue
+        settings = settings_for(text, family, label)
+        spec, scaling, found = parse(text, family, settings, length=length, path=path)
+        notes += [note for note in found if note not in notes]
+        groups.append(
+            RopeGroup(
+                label=label,
+                layers=layers,
+                spec=spec,
+                scaling=scaling,
+                settings=settings,
+                window=window if label != FULL else None,
+            )
+        )
+    return HfRope(path=path, text=text, groups=tuple(groups), max_position_embeddings=length, notes=tuple(notes))
+
+
+def settings_for(text: Mapping[str, Any], family: Family, label: str) -> dict[str, Any]:
+    """One label's dictionary of rope settings with its ``rope_theta`` in it, as transformers 5 merges them."""
+    older, newer = _dictionary(text, "rope_scaling"), _dictionary(text, "rope_parameters")
+    if family.form == "nested":
+        return _nested_settings(text, family, label, older, newer)
+    settings = dict(older or newer or family.default_scaling or {})
+    if any(isinstance(value, dict) for value in settings.values()):
+        settings = dict(settings.get(label) or settings.get(FULL) or {})
+    settings.setdefault("rope_theta", _first(text, family.theta_keys, family.rope_theta))
+    return settings
+
+
+def _nested_settings(
+    text: Mapping[str, Any],
+    family: Family,
+    label: str,
+    older: Mapping[str, Any] | None,
+    newer: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    settings = dict((newer or {}).get(label) or {"rope_type": "default"})
+    if label == SLIDING:
+        local = family.local_rope_theta
+        if family.local_theta_key is not None:
+            local = text.get(family.local_theta_key, local)
+        settings.setdefault("rope_theta", local)
+        return settings
+    settings.update(older or {})
+    settings.setdefault("rope_theta", _first(text, family.theta_keys, family.rope_theta))
+    return settings
+
+
+def parse(
+    text: Mapping[str, Any],
+    family: Family,
+    settings: Mapping[str, Any],
+    *,
+    length: int,
+    path: tuple[str, ...] = (),
+) -> tuple[RopeSpec, Scaling | None, tuple[Note, ...]]:
+    """Geometry and scaling of one dictionary of settings, with notes on what it leaves open."""
+    where = ".".join((*path, "rope_scaling" if _dictionary(text, "rope_scaling") else "rope_parameters"))
+    rope_type = type_of(settings)
+    if rope_type not in TYPES:
+        raise RefusedError(
+            f"the rope type {rope_type!r} isn't known",
+            code="unknown-rope-type",
+            file="config.json",
+            key=f"{where}.rope_type",
+            expected=", ".join(TYPES),
+            found=repr(rope_type),
+            hint="if it is another name for one of these, write that name into config.json",
+        )
+    spec = _spec(text, family, settings, proportional=rope_type == "proportional", path=path)
+    reader = _Settings(settings, where)
+    try:
+        scaling, notes = _scaling(rope_type, reader, text, length=length)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the rope settings can't be: {error}",
+            code="broken-config",
+            file="config.json",
+            key=where,
+            found=str({k: v for k, v in settings.items() if not isinstance(v, list)}),
+            hint="compare them with the publisher's config.json",
+        ) from error
+    if isinstance(scaling, LongRope) and len(scaling.long_factor) != len(spec.inv_freq()):
+        raise CheckpointError(
+            "a longrope list doesn't have one number a pair",
+            code="broken-config",
+            file="config.json",
+            key=f"{where}.long_factor",
+            expected=f"{len(spec.inv_freq())} numbers (half the rotary dimension {spec.rotary_dim})",
+            found=f"{len(scaling.long_factor)}",
+        )
+    return spec, scaling, notes
+
+
+def _spec(
+    text: Mapping[str, Any],
+    family: Family,
+    settings: Mapping[str, Any],
+    *,
+    proportional: bool,
+    path: tuple[str, ...],
+) -> RopeSpec:
+    head_dim = head_dim_of(text, family)
+    partial = settings.get("partial_rotary_factor")
+    if partial is None:
+        partial = _first(text, family.partial_rotary_keys, family.partial_rotary_factor)
+    theta = settings["rope_theta"]
+    try:
+        return RopeSpec(
+            rope_theta=float(theta),
+            head_dim=head_dim,
+            rotary_dim=2 * int(partial * head_dim // 2) if proportional else int(head_dim * partial),
+            layout="proportional" if proportional else family.layout,
+            pairing=family.pairing,
+            softmax_mscale=family.softmax_mscale,
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the rope's geometry can't be: {error}",
+            code="broken-config",
+            file="config.json",
+            key=".".join((*path, "rope_theta")),
+            found=f"rope_theta {theta!r}, head_dim {head_dim}, partial rotary factor {partial!r}",
+            hint="compare these values with the publisher's config.json",
+        ) from error
+
+
+def head_dim_of(text: Mapping[str, Any], family: Family) -> int:
+    """Dimensions a head that a rope can turn: the family's key, its default, or hidden size by heads."""
+    stated = whole_number(text, family.head_dim_key) or family.head_dim
+    if stated:
+        return stated
+    hidden = whole_number(text, "hidden_size", required=True)
+    heads = whole_number(text, "num_attention_heads", required=True)
+    if not hidden or not heads or hidden % heads:
+        raise CheckpointError(
+            "the size of a head can't be worked out",
+            code="broken-config",
+            file="config.json",
+            key=family.head_dim_key,
+            expected="a hidden_size that num_attention_heads divides",
+            found=f"{hidden} and {heads}",
+        )
+    return hidden // heads
+
+
+class _Settings:
+    """Numbers of a settings dictionary, with the key's name in every complaint."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def number(self, key: str) -> float:
+        value = self.optional(key)
+        if value is None:
+            raise self._bad(key, "a number")
+        return value
+
+    def optional(self, key: str) -> float | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._bad(key, "a number")
+        return float(value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+            raise self._bad(key, "a list of numbers")
+        return tuple(float(v) for v in value)
+
+    def _bad(self, key: str, expected: str) -> CheckpointError:
+        found = self.values.get(key)
+        return CheckpointError(
+            "a rope setting can't be read",
+            code="broken-config",
+            file="config.json",
+            key=f"{self.where}.{key}",
+            expected=expected,
+            found="none" if found is None else repr(found)[:80],
+            hint="compare it with the publisher's config.json",
+        )
+
+
+def _scaling(
+    rope_type: str, settings: _Settings, text: Mapping[str, Any], *, length: int
+) -> tuple[Scaling | None, tuple[Note, ...]]:
+    match rope_type:
+        case "linear":
+            return Linear(factor=settings.number("factor")), ()
+        case "proportional":
+            factor = settings.optional("factor") or 1.0
+            return (Linear(factor=factor) if factor != 1.0 else None), ()
+        case "dynamic":
+            return Dynamic(factor=settings.number("factor"), original_max_position_embeddings=length), ()
+        case "yarn":
+            return _yarn(settings, text, length)
+        case "llama3":
+            original, notes = _original(settings, text, length)
+            return (
+                Llama3(
+                    factor=settings.number("factor"),
+                    low_freq_factor=settings.number("low_freq_factor"),
+                    high_freq_factor=settings.number("high_freq_factor"),
+                    original_max_position_embeddings=original,
+                ),
+                notes,
+            )
+        case "longrope":
+            return _longrope(settings, text, length)
+        case _:
+            return None, ()
+
+
+def _yarn(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[Yarn, tuple[Note, ...]]:
+    original, notes = _original(settings, text, length)
+    factor = settings.optional("factor")
+    truncate = settings.values.get("truncate", True)
+    return (
+        Yarn(
+            factor=length / original if factor is None else factor,
+            original_max_position_embeddings=original,
+            beta_fast=settings.optional("beta_fast") or 32.0,
+            beta_slow=settings.optional("beta_slow") or 1.0,
+            attention_factor=settings.optional("attention_factor"),
+            mscale=settings.optional("mscale"),
+            mscale_all_dim=settings.optional("mscale_all_dim"),
+            truncate=truncate if isinstance(truncate, bool) else True,
+        ),
+        notes,
+    )
+
+
+def _longrope(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[LongRope, tuple[Note, ...]]:
+    original, notes = _original(settings, text, length)
+    factor = settings.optional("factor")
+    return (
+        LongRope(
+            short_factor=settings.numbers("short_factor"),
+            long_factor=settings.numbers("long_factor"),
+            original_max_position_embeddings=original,
+            factor=length / original if factor is None else factor,
+            attention_factor=settings.optional("attention_factor"),
+            mscale_all_dim=settings.optional("mscale_all_dim"),
+        ),
+        notes,
+    )
+
+
+def _original(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[int, tuple[Note, ...]]:
+    """The original length: the top level's wins over the dictionary's, and the stated length stands in."""
+    key = "original_max_position_embeddings"
+    inside, outside = settings.optional(key), text.get(key)
+    if isinstance(outside, int) and not isinstance(outside, bool):
+        if inside is not None and int(inside) != outside:
+            return outside, (
+                Note(
+                    code="original-length-twice",
+                    message=f"{key} is {outside} at the top level and {int(inside)} in {settings.where}; "
+                    "transformers 5, vLLM and SGLang take the top level's",
+                ),
+            )
+        return outside, ()
+    if inside is None:
+        return length, (
+            Note(
+                code="original-length-missing",
+                message=f"{settings.where} has no {key}: readers take max_position_embeddings ({length}) "
+                "for it, which is wrong once that was raised",
+            ),
+        )
+    return int(inside), ()
+
+
+def _contradictions(text: Mapping[str, Any], family: Family) -> tuple[Note, ...]:
+    """Notes on settings that stand twice and differ."""
+    older, newer = _dictionary(text, "rope_scaling"), _dictionary(text, "rope_parameters")
+    notes = []
+    if older and newer and family.form == "flat":
+        a, b = ({k: v for k, v in d.items() if k not in ("type", "rope_theta")} for d in (older, newer))
+        a["rope_type"], b["rope_type"] = type_of(older), type_of(newer)
+        if a != b:
+            notes.append(
+                Note(
+                    code="both-dictionaries",
+                    message="rope_scaling and rope_parameters differ; transformers takes rope_scaling, "
+                    "some MLX-LM models and converters take the other",
+                )
+            )
+    if newer and "rope_theta" in newer and "rope_theta" in text and newer["rope_theta"] != text["rope_theta"]:
+        notes.append(
+            Note(
+                code="theta-twice",
+                message=f"rope_theta is {text['rope_theta']} at the top level and {newer['rope_theta']} in "
+                "rope_parameters",
+            )
+        )
+    if newer and not older and "rope_theta" not in text and family.form == "flat":
+        notes.append(
+            Note(
+                code="new-form-only",
+                message="the rope stands in rope_parameters alone: transformers 4 and most of MLX-LM's models "
+                "don't look there and fall back to a theta of 10000; what convert writes holds both forms",
+            )
+        )
+    for settings in (older, newer):
+        if settings and type(settings.get("factor")) is int:
+            notes.append(
+                Note(
+                    code="integer-factor",
+                    message=f"factor is the integer {settings['factor']}: vLLM and SGLang fail on it for linear; "
+                    "it must be a float",
+                )
+            )
+    return tuple(notes)
+
+
+def _dictionary(text: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    value = text.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            "a rope setting can't be read",
+            code="broken-config",
+            file="config.json",
+            key=key,
+            expected="an object",
+            found=type(value).__name__,
+        )
+    return value or None
+
+
+def _first(text: Mapping[str, Any], keys: tuple[str, ...], default: float) -> Any:
+    return next((text[key] for key in keys if text.get(key) is not None), default)

@@ -1,0 +1,472 @@
+"""From a checkpoint's contents to what it means: ropes, lengths, what was done to it, what it costs.
+
+Pure. Numbers that a person could dispute come with a note that says how they are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from ctxextend.contents import Contents, Note, Storage
+from ctxextend.errors import RefusedError
+from ctxextend.families import Family, Form, Origin, Position, find_family
+from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope, text_config
+from ctxextend.formats.json_edit import apply_edits
+from ctxextend.formats.rope_keys import explain, type_of
+from ctxextend.kv_cache import KvCache, kv_cache
+from ctxextend.methods.base import Base
+from ctxextend.parameters import Quantisation, count_parameters, quantisation, rotary_buffers
+from ctxextend.record import KEY, Record, find_record, undo
+from ctxextend.rope import RopeSpec
+from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Rebase, Scaling, Yarn
+
+#: What a scaling in a checkpoint is: trained in, added afterwards, or written by ctxextend.
+GroupOrigin = Literal["trained", "bolted-on", "ours", "undecided"]
+
+
+class Group(Struct, frozen=True, kw_only=True):
+    """Layers that share a rope: as they stand, and the base that an extension starts from.
+
+    ``spec`` is None for layers without rope. ``window`` counts tokens. ``base`` is None where the
+    base can't be told; ``extendable`` says whether an extension touches these layers.
+    """
+
+    label: str
+    layers: tuple[int, ...]
+    spec: RopeSpec | None
+    scaling: Scaling | None
+    origin: GroupOrigin | None
+    window: int | None
+    base: Base | None
+    extendable: bool
+
+
+class Inspection(Struct, frozen=True, kw_only=True):
+    """Everything that a plan needs to know. Lengths count tokens.
+
+    ``config`` is config.json as it was before any conversion of ours; ``rope`` is read from it.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    model_type: str | None
+    family: Family
+    position: Position
+    format: Storage
+    parameters: int | None
+    size_bytes: int
+    weight_bytes: int
+    dtypes: Mapping[str, int]
+    quantisation: Quantisation | None
+    tied_embeddings: bool
+    trained_context: int
+    current_context: int
+    groups: tuple[Group, ...]
+    kv_cache: KvCache | None
+    notes: tuple[Note, ...]
+    record: Record | None
+    config: Mapping[str, Any]
+    rope: HfRope | None
+
+
+BaseChoice = Literal["auto", "trained", "unscaled"]
+
+
+def inspect(
+    contents: Contents,
+    *,
+    family: str | None = None,
+    base: BaseChoice = "auto",
+    original_context: int | None = None,
+    ignore_windows: bool = False,
+) -> Inspection:
+    """What ``contents`` means. ``original_context`` and ``base`` override what would be found.
+
+    ``ignore_windows``: as if every windowed layer saw everything, for a plan that takes windows off.
+
+    Raises :class:`RefusedError` for a model type that isn't known (``family`` names one to treat it
+    as), :class:`CheckpointError` for values that can't be.
+    """
+    record = find_record(contents.config)
+    config = base_config(contents.config, record)
+    row = find_family(config, treat_as=family)
+    position: Position = "alibi" if row.alibi_key and config.get(row.alibi_key) is True else row.position
+    if position != "rope" or row.refusal is not None:
+        return _without_rope(contents, config, row, position)
+    current = read_rope(contents.config, row)
+    rope = current if record is None else read_rope(config, row)
+    _path, text = text_config(config, row)
+    notes = [*contents.notes, *rope.notes, *_explained(current)]
+    origins = {group.label: _origin(group, row, base) for group in rope.groups}
+    trained, found = _trained(rope, row, record, origins=origins, override=original_context)
+    notes += found
+    if ignore_windows:
+        current, rope = without_windows(current, row), without_windows(rope, row)
+    groups = _groups(current, rope, record=record, origins=origins, trained=trained, form=row.form)
+    notes += (*_about(row, contents, config, groups), *_about_lengths(current, record))
+    return Inspection(
+        name=contents.name,
+        source=contents.source,
+        revision=contents.revision,
+        model_type=_model_type(config),
+        family=row,
+        position=position,
+        format=contents.storage,
+        parameters=count_parameters(contents, config),
+        size_bytes=contents.size_bytes,
+        weight_bytes=contents.weight_bytes,
+        dtypes=_dtypes(contents),
+        quantisation=quantisation(config),
+        tied_embeddings=_tied(contents, config, text),
+        trained_context=trained,
+        current_context=_current_context(current),
+        groups=groups,
+        kv_cache=kv_cache(text, row, groups=[(g.layers, g.window) for g in groups]),
+        notes=tuple(dict.fromkeys(notes)),
+        record=record,
+        config=config,
+        rope=rope,
+    )
+
+
+def without_windows(rope: HfRope, family: Family) -> HfRope:
+    """The rope as if windows were off. Raises :class:`RefusedError` where layers are windowed by design."""
+    windowed = [group for group in rope.groups if group.window is not None]
+    apart = len({group.label for group in rope.groups}) > 1
+    if windowed and (apart or family.window_key not in rope.text) and family.window_switch_key is None:
+        raise RefusedError(
+            f"{windowed[0].label} layers are windowed by this model's design, beside others that aren't",
+            code="windows-by-design",
+            file="config.json",
+            key="layer_types",
+            hint="leave --sliding-window at keep: the layers of full attention carry the long context",
+        )
+    return msgspec.structs.replace(
+        rope, groups=tuple(msgspec.structs.replace(group, window=None) for group in rope.groups)
+    )
+
+
+def base_config(config: Mapping[str, Any], record: Record | None) -> dict[str, Any]:
+    """config.json as it was before a conversion of ours; as it is, where there was none."""
+    if record is None:
+        return dict(config)
+    restored = apply_edits(dict(config), undo(record, "config.json"))
+    restored.pop(KEY, None)
+    return restored
+
+
+def _origin(group: RopeGroup, family: Family, choice: BaseChoice) -> Origin | None:
+    """Whether a group's scaling was trained in; None where nothing tells (or there is none)."""
+    if group.scaling is None:
+        return None
+    if choice != "auto":
+        return "trained" if choice == "trained" else "bolted-on"
+    # jquesnelle's first YaRN configs say it themselves.
+    finetuned = group.settings.get("finetuned")
+    if isinstance(finetuned, bool):
+        return "trained" if finetuned else "bolted-on"
+    return family.origins.get(type_of(group.settings))
+
+
+def _main_group(rope: HfRope) -> RopeGroup | None:
+    """The group whose scaling decides the length: the first that is scaled, else the first with a rope."""
+    scaled = (group for group in rope.groups if group.scaling is not None)
+    return next(scaled, next((group for group in rope.groups if group.spec is not None), None))
+
+
+def _trained(
+    rope: HfRope,
+    family: Family,
+    record: Record | None,
+    *,
+    origins: Mapping[str, Origin | None],
+    override: int | None,
+) -> tuple[int, tuple[Note, ...]]:
+    """The length that the weights were trained for, and how that is known."""
+    if override is not None:
+        return override, (_known("it was given (--original-context)", override),)
+    if record is not None:
+        return record.trained_context, (_known("the record of an earlier conversion says so", record.trained_context),)
+    stated = rope.max_position_embeddings
+    group = _main_group(rope)
+    scaling = group.scaling if group else None
+    origin = origins.get(group.label) if group else None
+    reached = _reached(scaling)
+    if scaling is None or isinstance(scaling, Dynamic | Rebase):
+        return _stated(family, stated)
+    if origin == "bolted-on":
+        return _under_bolted_on(family, scaling, rope, stated)
+    if reached is not None and stated == _original(scaling) and reached > stated:
+        return reached, (
+            Note(
+                code="length-not-raised",
+                message=f"max_position_embeddings is still the original {stated}; the scaling reaches {reached}",
+            ),
+            _known("the trained-in scaling's original length times its factor", reached),
+        )
+    return stated, (_known("max_position_embeddings", stated),)
+
+
+def _stated(family: Family, stated: int) -> tuple[int, tuple[Note, ...]]:
+    trained = family.overstated.get(stated, stated)
+    if trained == stated:
+        return stated, (_known("max_position_embeddings", stated),)
+    return trained, (
+        Note(
+            code="length-overstated",
+            message=f"max_position_embeddings is {stated}, but these models were trained on {trained}; "
+            "--original-context overrides this",
+        ),
+    )
+
+
+def _under_bolted_on(family: Family, scaling: Scaling, rope: HfRope, stated: int) -> tuple[int, tuple[Note, ...]]:
+    """The length below a scaling that was only written into the config."""
+    original = _original(scaling)
+    missing = any(note.code == "original-length-missing" for note in rope.notes)
+    if original is None or missing:
+        factor = scaling.factor if isinstance(scaling, Linear | Yarn) else 1.0
+        return stated, (
+            Note(
+                code="original-length-unknown",
+                message=f"the original length isn't written down: {stated} if the config's length wasn't raised "
+                f"with the scaling, {int(stated / factor)} if it was; --original-context says which",
+            ),
+        )
+    trained = family.overstated.get(original, original)
+    return trained, (_known("the original length beside the scaling that was added", trained),)
+
+
+def _original(scaling: Scaling | None) -> int | None:
+    match scaling:
+        case Yarn() | Llama3() | LongRope() | Dynamic():
+            return scaling.original_max_position_embeddings
+        case _:
+            return None
+
+
+def _reached(scaling: Scaling | None) -> int | None:
+    """The length that a scaling is made for, where it says so itself."""
+    match scaling:
+        case Yarn():
+            return int(scaling.original_max_position_embeddings * scaling.factor)
+        case _:
+            return None
+
+
+def _known(how: str, tokens: int) -> Note:
+    return Note(code="trained-context", message=f"trained context {tokens}: {how}")
+
+
+def _groups(
+    current: HfRope,
+    rope: HfRope,
+    *,
+    record: Record | None,
+    origins: Mapping[str, Origin | None],
+    trained: int,
+    form: Form,
+) -> tuple[Group, ...]:
+    before = {group.label: group for group in rope.groups}
+    full = {g.label for g in rope.groups if g.spec is not None and (g.window is None or g.window >= trained)}
+    groups = []
+    for group in current.groups:
+        base = before.get(group.label, group)
+        origin = origins.get(base.label)
+        # One rope for the whole model can't be kept for some layers; a rope a layer type can.
+        extendable = group.label in full or (bool(full) and form != "nested" and base.spec is not None)
+        groups.append(
+            Group(
+                label=group.label,
+                layers=group.layers,
+                spec=group.spec,
+                scaling=group.scaling,
+                origin=_shown_origin(group, base, origin, record),
+                window=group.window,
+                base=_base(base, origin, trained),
+                extendable=extendable,
+            )
+        )
+    return tuple(groups)
+
+
+def _shown_origin(
+    group: RopeGroup, base: RopeGroup, origin: Origin | None, record: Record | None
+) -> GroupOrigin | None:
+    changed = (group.scaling, group.spec) != (base.scaling, base.spec)
+    if record is not None and changed:
+        return "ours"
+    if group.scaling is None:
+        return None
+    return origin or "undecided"
+
+
+def _base(group: RopeGroup, origin: Origin | None, trained: int) -> Base | None:
+    if group.spec is None:
+        return None
+    match group.scaling, origin:
+        case None, _:
+            return Base(spec=group.spec, context=trained)
+        case _, "bolted-on":
+            return Base(spec=group.spec, context=trained)
+        case _, "trained":
+            return Base(spec=group.spec, scaling=group.scaling, context=trained)
+        case _:
+            return None
+
+
+def _explained(rope: HfRope) -> tuple[Note, ...]:
+    """What each key of each scaling does, once."""
+    notes = [note for g in rope.groups if g.scaling is not None for note in explain(g.settings)]
+    return tuple(dict.fromkeys(notes))
+
+
+def _about_lengths(current: HfRope, record: Record | None) -> tuple[Note, ...]:
+    """Whether the stated length and the scaling go together."""
+    group = _main_group(current)
+    reached = _reached(group.scaling) if group else None
+    stated = current.max_position_embeddings
+    if reached is None or reached == stated or record is not None:
+        return ()
+    return (
+        Note(
+            code="length-mismatch",
+            message=f"the scaling reaches {reached} tokens but max_position_embeddings is {stated}: vLLM from 0.30 "
+            f"and SGLang serve {stated}, older vLLM {reached}, and transformers 4.51 to 4.55 computes another "
+            "factor; convert writes both alike",
+        ),
+    )
+
+
+def _about(
+    family: Family, contents: Contents, config: Mapping[str, Any], groups: tuple[Group, ...]
+) -> tuple[Note, ...]:
+    notes = [_said_origin(group) for group in groups]
+    windowed = [group for group in groups if group.window is not None]
+    for group in windowed:
+        kept = "is changed with the others: the config holds one rope" if group.extendable else "keeps its rope"
+        notes.append(
+            Note(
+                code="sliding-window",
+                message=f"{len(group.layers)} layers ({group.label}) see a window of {group.window} tokens; "
+                f"their rope {kept}",
+            )
+        )
+    buffers = rotary_buffers(contents)
+    if buffers:
+        notes.append(
+            Note(
+                code="rotary-buffers",
+                message=f"{len(buffers)} rope buffers lie in the weights ({buffers[0].name}, ...); transformers "
+                "computes its own and ignores them, a runtime that loads them ignores the config",
+            )
+        )
+    for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers"):
+        if config.get(key):
+            notes.append(
+                Note(
+                    code="draft-layers",
+                    message=f"{config[key]} layers predict further tokens ({key}); they share the model's rope "
+                    "and are extended with it",
+                )
+            )
+    if isinstance(config.get("quantization_config"), dict):
+        notes.append(
+            Note(
+                code="quantised",
+                message="the weights are quantised; an extension by configuration touches none",
+            )
+        )
+    if family.remark is not None:
+        notes.append(Note(code="family", message=family.remark))
+    return tuple(note for note in notes if note is not None)
+
+
+def _said_origin(group: Group) -> Note | None:
+    match group.origin:
+        case "trained":
+            said = "it was trained in and is part of the base"
+        case "bolted-on":
+            said = "it was added without training and is taken off first"
+        case "ours":
+            said = "an earlier conversion of ctxextend wrote it; the next one starts from the base"
+        case "undecided":
+            said = "nothing tells whether it was trained in: --base trained|unscaled"
+        case None:
+            return None
+    return Note(code=f"origin-{group.origin}", message=f"the scaling of {group.label}: {said}")
+
+
+def _current_context(rope: HfRope) -> int:
+    group = _main_group(rope)
+    if group is not None and isinstance(group.scaling, Dynamic):
+        return int(rope.max_position_embeddings * group.scaling.factor)
+    return rope.max_position_embeddings
+
+
+def _dtypes(contents: Contents) -> dict[str, int]:
+    """Bytes a dtype."""
+    sizes: dict[str, int] = {}
+    for tensor in contents.tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size_bytes
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _tied(contents: Contents, config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    stated = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    if isinstance(stated, bool):
+        return stated
+    names = {tensor.name for tensor in contents.tensors}
+    return bool(names) and not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in names)
+
+
+def _model_type(config: Mapping[str, Any]) -> str | None:
+    value = config.get("model_type")
+    return value if isinstance(value, str) else None
+
+
+def _without_rope(contents: Contents, config: Mapping[str, Any], family: Family, position: Position) -> Inspection:
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    context = next((config[key] for key in keys if type(config.get(key)) is int), 0)
+    return Inspection(
+        name=contents.name,
+        source=contents.source,
+        revision=contents.revision,
+        model_type=_model_type(config),
+        family=family,
+        position=position,
+        format=contents.storage,
+        parameters=count_parameters(contents, config),
+        size_bytes=contents.size_bytes,
+        weight_bytes=contents.weight_bytes,
+        dtypes=_dtypes(contents),
+        quantisation=quantisation(config),
+        tied_embeddings=_tied(contents, config, config),
+        trained_context=context,
+        current_context=context,
+        groups=(),
+        kv_cache=None,
+        notes=(*contents.notes, Note(code=f"position-{position}", message=_position(family, position))),
+        record=None,
+        config=config,
+        rope=None,
+    )
+
+
+def _position(family: Family, position: Position) -> str:
+    match position:
+        case "learned":
+            return "positions are a learned table: a longer context needs a larger table, not a scaled rope"
+        case "alibi":
+            return "positions are ALiBi: a penalty by distance without a length; there is no rope to scale"
+        case "sinusoidal":
+            return "positions are a fixed sinusoidal table: there is no rope to scale"
+        case "none":
+            return "the model has no positions of its own"
+        case "rope":
+            return f"the rope can't be changed: {family.refusal}"

@@ -1,0 +1,140 @@
+"""Bytes from one file to another without reading them: cloned, linked, or copied in the kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal, assert_never
+
+from ctxextend.errors import OutputError
+
+LinkMode = Literal["auto", "reflink", "hardlink", "symlink", "copy"]
+
+#: What really happened to a file.
+Carried = Literal["reflink", "hardlink", "symlink", "copy"]
+
+#: How much one kernel call copies: large enough to cost nothing, small enough for progress and Ctrl-C.
+CHUNK_BYTES: Final = 64 << 20
+
+#: ``ioctl`` request FICLONE of <linux/fs.h>: share the blocks of another file.
+_FICLONE: Final = 0x40049409
+
+#: What a file system answers when it can't clone, or not between these two places.
+_CANNOT_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
+
+#: What copy_file_range answers where the kernel can't do it between two file systems.
+_CANNOT_RANGE: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
+
+Progress = Callable[[int], None]
+
+
+def carry(source: Path, target: Path, *, mode: LinkMode, progress: Progress) -> Carried:
+    """Make ``target`` the same bytes as ``source``; ``progress`` is told how many bytes are done.
+
+    A link to a file is followed: the Hub's cache is made of links. What was copied is on the disk when
+    this returns. Raises :class:`OutputError` when the file system can't do what ``mode`` asks.
+    """
+    real = source.resolve(strict=True)
+    size = real.stat().st_size
+    match mode:
+        case "hardlink" | "symlink":
+            _link(real, target, symbolic=mode == "symlink")
+            progress(size)
+            return mode
+        case "reflink" | "auto":
+            if clone(real, target):
+                progress(size)
+                return "reflink"
+            if mode == "reflink":
+                raise OutputError(
+                    "the file system can't clone files",
+                    code="no-reflink",
+                    file=str(target),
+                    hint="--link-mode auto copies where it can't clone; --link-mode hardlink shares the file",
+                )
+            copy(real, target, progress=progress)
+            return "copy"
+        case "copy":
+            copy(real, target, progress=progress)
+            return "copy"
+        case _:
+            assert_never(mode)
+
+
+def clone(source: Path, target: Path) -> bool:
+    """Share the source's blocks with a new file, on a file system that can; else leave nothing behind."""
+    if sys.platform == "darwin":
+        libc = ctypes.CDLL(None, use_errno=True)
+        return libc.clonefile(os.fsencode(source), os.fsencode(target), 0) == 0
+    if not sys.platform.startswith("linux"):
+        return False
+    import fcntl
+
+    with source.open("rb") as read, target.open("xb") as write:
+        try:
+            fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())
+        except OSError as error:
+            target.unlink()
+            if error.errno in _CANNOT_CLONE:
+                return False
+            raise
+        os.fsync(write.fileno())
+    return True
+
+
+def copy(source: Path, target: Path, *, progress: Progress) -> None:
+    """Copy in the kernel where it can, and wait until the bytes are on the disk."""
+    with source.open("rb") as read, target.open("xb") as write:
+        left = os.fstat(read.fileno()).st_size
+        while left > 0:
+            done = _copy_range(read.fileno(), write.fileno(), min(left, CHUNK_BYTES))
+            if done is None:
+                # No bytes were moved yet: the kernel refuses on the first call or not at all.
+                shutil.copyfileobj(read, write, CHUNK_BYTES)
+                progress(left)
+                break
+            if done == 0:
+                raise OutputError(
+                    "a file became shorter while it was copied",
+                    code="source-changed",
+                    file=str(source),
+                    hint="let whatever writes it finish, then run again",
+                )
+            left -= done
+            progress(done)
+        write.flush()
+        os.fsync(write.fileno())
+
+
+def _copy_range(read: int, write: int, count: int) -> int | None:
+    if not hasattr(os, "copy_file_range"):
+        return None
+    try:
+        return os.copy_file_range(read, write, count)
+    except OSError as error:
+        if error.errno in _CANNOT_RANGE:
+            return None
+        raise
+
+
+def _link(source: Path, target: Path, *, symbolic: bool) -> None:
+    try:
+        if symbolic:
+            target.symlink_to(source)
+        else:
+            target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        raise OutputError(
+            "the file can't be linked there",
+            code="no-link",
+            file=str(target),
+            found=error.strerror,
+            hint="--link-mode symlink works between file systems; --link-mode auto copies",
+        ) from error

@@ -1,0 +1,132 @@
+"""An output that appears whole or not at all.
+
+A run builds in ``.NAME.ctxextend-staging`` beside the target, holds a lock on that folder while it
+does, and renames it at the end. The lock dies with its process, so a folder that can be locked is
+stale and is swept; a folder that can't belongs to another run on the same target.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from ctxextend.errors import OutputError
+
+#: renameat2(2): swap two names in one step (Linux).
+_RENAME_EXCHANGE: Final = 2
+_AT_FDCWD: Final = -100
+
+
+def staging_path(target: Path) -> Path:
+    """Where the output of ``target`` is built."""
+    return target.parent / f".{target.name}.ctxextend-staging"
+
+
+@contextmanager
+def staged(target: Path, *, replace: bool) -> Iterator[Path]:
+    """A folder to build in, which becomes ``target`` when the block ends well and vanishes when it doesn't.
+
+    ``replace``: an existing target is swapped out at the end and removed. Raises
+    :class:`OutputError` when another run works on the same target.
+    """
+    staging = staging_path(target)
+    descriptor = _locked_folder(staging)
+    try:
+        _sweep(staging)
+        yield staging
+        _sync_folders(staging)
+        if replace and target.exists():
+            _swap(staging, target)
+        else:
+            staging.rename(target)
+        sync_folder(target.parent)
+    finally:
+        if staging.exists():
+            shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A new file with these bytes, on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _locked_folder(staging: Path) -> int:
+    while True:
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            staging.mkdir()
+        try:
+            descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise OutputError(
+                "another run is writing the same output",
+                code="busy",
+                file=str(staging),
+                hint="wait for it, or choose another --out",
+            ) from error
+        if _is(descriptor, staging):
+            return descriptor
+        # The other run renamed its folder into place between our open and our lock.
+        os.close(descriptor)
+
+
+def _is(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(staging: Path) -> None:
+    for entry in staging.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _sync_folders(staging: Path) -> None:
+    for folder, _folders, _files in os.walk(staging):
+        sync_folder(Path(folder))
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Exchange the two names in one step where the kernel can; the old output is then swept as staging."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(staging), os.fsencode(target)
+    exchange = getattr(libc, "renameat2", None)
+    if exchange is not None and exchange(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    old = target.parent / f".{target.name}.ctxextend-old"
+    shutil.rmtree(old, ignore_errors=True)
+    target.rename(old)
+    staging.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
