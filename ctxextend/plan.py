@@ -36,6 +36,9 @@ SCHEMA: Final = "ctxextend.plan/1"
 SlidingWindow = Literal["keep", "target", "off"]
 Carrier = Literal["auto", "native", "factors"]
 
+#: Positions are 32-bit whole numbers in every runtime.
+LONGEST: Final = 2**31 - 1
+
 #: Above this a tokenizer's model_max_length stands for "no limit".
 SENTINEL: Final = 10**18
 
@@ -141,6 +144,15 @@ def resolve_target(recipe: Recipe, trained: int) -> int:
     for name, number in (("--target", recipe.target), ("--factor", recipe.factor)):
         if number is not None and not (math.isfinite(number) and number > 0):
             raise UsageError(f"{name} must be a positive number", code="bad-number", key=name, found=str(number))
+    asked = recipe.target or trained * (recipe.factor or 1.0)
+    if asked > LONGEST:
+        raise UsageError(
+            "no runtime counts that far",
+            code="bad-number",
+            key="--target" if recipe.target else "--factor",
+            expected=f"at most {LONGEST} tokens",
+            found=f"{asked:.6g} tokens",
+        )
     if recipe.factor is None:
         if recipe.target is None:
             raise UsageError(

@@ -12,26 +12,23 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET
-
 from ctxextend.checkpoint.documents import (
     DOCUMENTS,
     INDEX,
+    SKIPPED,
     TOKENIZER,
     TOKENIZER_HEAD_BYTES,
     check_index,
     parse_document,
     require_config,
     second_copies,
+    storage_of,
+    truncation_of,
     weight_files,
 )
 from ctxextend.checkpoint.safetensors_header import read_header
-from ctxextend.contents import Contents, Document, FileInfo, Note, Storage, TensorInfo
+from ctxextend.contents import Contents, Document, FileInfo, Note, TensorInfo
 from ctxextend.errors import CheckpointError
-from ctxextend.formats.json_edit import leading_member
-
-#: Folders that tools keep beside a checkpoint and that are not part of it.
-_SKIPPED = frozenset({".git", ".cache", "__pycache__", ".ipynb_checkpoints"})
 
 
 def read_directory(path: Path, *, name: str | None = None, source: str | None = None) -> Contents:
@@ -47,7 +44,7 @@ def read_directory(path: Path, *, name: str | None = None, source: str | None = 
     return Contents(
         name=name or path.resolve().name,
         source=source or str(path),
-        storage=_storage(names, tensors),
+        storage=storage_of(names, tensors),
         files=files,
         documents=documents,
         tensors=tensors,
@@ -87,7 +84,7 @@ def _files(path: Path) -> tuple[tuple[FileInfo, ...], tuple[Note, ...]]:
 def _walk(path: Path) -> Iterator[tuple[Path, str]]:
     """Files, and links to anything; real folders are entered, linked ones are not."""
     for folder, folders, names in os.walk(path, onerror=_refuse_folder):
-        folders[:] = sorted(f for f in folders if f not in _SKIPPED)
+        folders[:] = sorted(f for f in folders if f not in SKIPPED)
         linked = [f for f in folders if (Path(folder) / f).is_symlink()]
         for name in (*sorted(names), *linked):
             full = Path(folder) / name
@@ -132,15 +129,6 @@ def _index(path: Path, sizes: dict[str, int]) -> dict[str, Any] | None:
 def _tensors(path: Path, sizes: dict[str, int], index: dict[str, Any] | None) -> tuple[TensorInfo, ...]:
     tensors: list[TensorInfo] = []
     for name in weight_files(sizes, index):
-        if name not in sizes:
-            raise CheckpointError(
-                "a shard is missing",
-                code="missing-shard",
-                file=name,
-                expected=f"the file that {INDEX} names",
-                found="none",
-                hint="the download is incomplete: fetch the checkpoint again",
-            )
         with _opened(path, name) as handle:
             tensors += read_header(name, sizes[name], partial(_pread, handle.fileno()))
     if index is not None:
@@ -152,19 +140,9 @@ def _pread(descriptor: int, offset: int, count: int) -> bytes:
     return os.pread(descriptor, count, offset)
 
 
-def _storage(names: list[str], tensors: tuple[TensorInfo, ...]) -> Storage:
-    if tensors:
-        return "safetensors"
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        return "pytorch"
-    return "none"
-
-
 def _truncation(path: Path) -> dict[str, Any] | None:
     with _opened(path, TOKENIZER) as handle:
-        head = handle.read(TOKENIZER_HEAD_BYTES)
-    value = leading_member(head.decode("utf-8", errors="ignore"), "truncation")
-    return value if value is not UNSET and isinstance(value, dict) else None
+        return truncation_of(handle.read(TOKENIZER_HEAD_BYTES))
 
 
 def read_json(path: Path) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from ctxextend.contents import Document, Note
+from ctxextend.contents import Document, Note, Storage, TensorInfo
 from ctxextend.errors import CheckpointError, RefusedError
+from ctxextend.formats.json_edit import leading_member
 
 #: The JSON files that are read where they exist. tokenizer.json is not one: it can be huge.
 DOCUMENTS: Final[tuple[str, ...]] = (
@@ -24,6 +25,9 @@ DOCUMENTS: Final[tuple[str, ...]] = (
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 TOKENIZER: Final = "tokenizer.json"
+
+#: Folders that tools keep beside a checkpoint and that are no part of it.
+SKIPPED: Final = frozenset({".git", ".cache", "__pycache__", ".ipynb_checkpoints"})
 
 #: How much of tokenizer.json is looked at: ``truncation`` stands at its head.
 TOKENIZER_HEAD_BYTES: Final = 1 << 16
@@ -80,19 +84,53 @@ def shards_of(index: Mapping[str, Any]) -> dict[str, str]:
     return {name: safe_path(INDEX, f"weight_map.{name}", path) for name, path in weight_map.items()}
 
 
-def weight_files(names: Iterable[str], index: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The safetensors files that hold the model, sorted: by the index, the single file, or what there is."""
-    if index is not None:
-        return tuple(sorted(set(shards_of(index).values())))
-    found = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
-    if SINGLE in found:
+def weight_files(names: Collection[str], index: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The safetensors files that hold the model: the single file, else the index's, else what there is.
+
+    Sorted. A single file wins over an index, as in transformers. Raises :class:`CheckpointError` for a
+    file of the index that isn't among ``names``.
+    """
+    if SINGLE in names:
         return (SINGLE,)
-    return tuple(n for n in found if not n.startswith(("consolidated", "adapter_")))
+    if index is None:
+        found = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
+        return tuple(n for n in found if not n.startswith(("consolidated", "adapter_")))
+    files = tuple(sorted(set(shards_of(index).values())))
+    for file in files:
+        if file not in names:
+            raise CheckpointError(
+                "a shard is missing",
+                code="missing-shard",
+                file=file,
+                expected=f"the file that {INDEX} names",
+                found="none",
+                hint="the download or upload is incomplete: fetch the checkpoint again, or name another --revision",
+            )
+    return files
+
+
+def storage_of(names: Iterable[str], tensors: Sequence[TensorInfo]) -> Storage:
+    """What holds the weights."""
+    if tensors:
+        return "safetensors"
+    return "pytorch" if any(name.endswith((".bin", ".pt", ".pth")) for name in names) else "none"
+
+
+def truncation_of(head: bytes) -> dict[str, Any] | None:
+    """The ``truncation`` of a tokenizer.json, from its first bytes."""
+    value = leading_member(head.decode("utf-8", errors="ignore"), "truncation")
+    return value if isinstance(value, dict) else None
 
 
 def check_index(index: Mapping[str, Any], held: Mapping[str, str]) -> None:
-    """Every tensor of the index is in the file it names. ``held`` maps tensor names to files."""
-    for name, file in shards_of(index).items():
+    """Every tensor of the index is in the file it names. ``held`` maps tensor names to files.
+
+    An index beside a single file is stale and isn't asked.
+    """
+    places = shards_of(index)
+    if set(held.values()) == {SINGLE} != set(places.values()):
+        return
+    for name, file in places.items():
         if held.get(name) != file:
             where = held.get(name)
             raise CheckpointError(

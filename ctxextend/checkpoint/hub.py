@@ -22,6 +22,7 @@ from ctxextend.checkpoint.directory import read_directory, read_text
 from ctxextend.checkpoint.documents import (
     DOCUMENTS,
     INDEX,
+    SKIPPED,
     TOKENIZER,
     TOKENIZER_HEAD_BYTES,
     check_index,
@@ -29,12 +30,13 @@ from ctxextend.checkpoint.documents import (
     require_config,
     safe_path,
     second_copies,
+    storage_of,
+    truncation_of,
     weight_files,
 )
 from ctxextend.checkpoint.safetensors_header import read_header
-from ctxextend.contents import Contents, FileInfo, Note, Storage, TensorInfo
+from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
 from ctxextend.errors import CheckpointError, HubError, UsageError
-from ctxextend.formats.json_edit import leading_member
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -47,10 +49,8 @@ _HEAD_BYTES: Final = 100_000
 #: How many requests run at a time.
 _CONNECTIONS: Final = 8
 
-#: Folders that reading a directory leaves out as well.
-_SKIPPED: Final = frozenset({".git", ".cache", "__pycache__", ".ipynb_checkpoints"})
-
-_SKIPPED_PATTERNS: Final = [f"{before}{name}/*" for name in sorted(_SKIPPED) for before in ("", "*/")]
+#: Folders that reading a directory leaves out are not downloaded either.
+_SKIPPED_PATTERNS: Final = [f"{before}{name}/*" for name in sorted(SKIPPED) for before in ("", "*/")]
 
 #: What the operating system says when a download can't be kept.
 _CACHE_TROUBLE: Final = frozenset(
@@ -185,7 +185,7 @@ def _read_online(repository: _Repository) -> Contents:
         documents = {name: parse_document(name, raw) for name, raw in texts.items() if name != INDEX}
         require_config(documents, held)
         index = parse_document(INDEX, texts[INDEX]).value if INDEX in texts else None
-        weights = _weights(held, index)
+        weights = [held[name] for name in weight_files(held, index)]
         headers = pool.map(lambda file: _header(repository, commit, file), weights)
         tensors = tuple(tensor for header in headers for tensor in header)
     if index is not None:
@@ -194,7 +194,7 @@ def _read_online(repository: _Repository) -> Contents:
         name=repository.name,
         source=repository.repo_id,
         revision=commit,
-        storage=_storage(held, tensors),
+        storage=storage_of(held, tensors),
         files=files,
         documents=documents,
         tensors=tensors,
@@ -228,7 +228,7 @@ def _listing(repository: _Repository) -> tuple[str, tuple[FileInfo, ...]]:
         path = safe_path(repository.repo_id, "siblings", sibling.rfilename)
         if sibling.size is None:
             raise _no_hub(f"{path} without its size")
-        if not _SKIPPED.intersection(PurePosixPath(path).parts[:-1]):
+        if not SKIPPED.intersection(PurePosixPath(path).parts[:-1]):
             etag = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
             files.append(FileInfo(path=path, size_bytes=sibling.size, etag=etag))
     return info.sha, tuple(sorted(files, key=lambda file: file.path))
@@ -262,37 +262,15 @@ def _cached(repository: _Repository, revision: str | None, name: str) -> Path:
     return Path(path)
 
 
-def _weights(held: dict[str, FileInfo], index: dict[str, Any] | None) -> list[FileInfo]:
-    names = weight_files(held, index)
-    for name in names:
-        if name not in held:
-            raise CheckpointError(
-                "a shard is missing",
-                code="missing-shard",
-                file=name,
-                expected=f"the file that {INDEX} names",
-                found="none",
-                hint="the upload is incomplete: ask its publisher, or name another --revision",
-            )
-    return [held[name] for name in names]
-
-
 def _header(repository: _Repository, commit: str, file: FileInfo) -> tuple[TensorInfo, ...]:
     return read_header(file.path, file.size_bytes, _RemoteFile(repository, commit, file).read)
-
-
-def _storage(held: dict[str, FileInfo], tensors: tuple[TensorInfo, ...]) -> Storage:
-    if tensors:
-        return "safetensors"
-    return "pytorch" if any(name.endswith((".bin", ".pt", ".pth")) for name in held) else "none"
 
 
 def _truncation(repository: _Repository, commit: str, file: FileInfo | None) -> dict[str, Any] | None:
     if file is None or not file.size_bytes:
         return None
     head = _fetch_range(repository, commit, file.path, 0, min(TOKENIZER_HEAD_BYTES, file.size_bytes))
-    value = leading_member(head.decode("utf-8", errors="ignore"), "truncation")
-    return value if isinstance(value, dict) else None
+    return truncation_of(head)
 
 
 def _fetch_range(repository: _Repository, commit: str, name: str, start: int, end: int) -> bytes:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +24,9 @@ from ctxextend.methods.longrope import LongRopeMethod
 from ctxextend.methods.ntk import NtkMethod
 from ctxextend.methods.rebase import RebaseMethod
 from ctxextend.methods.yarn import NtkByPartsMethod, YarnMethod
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "METHODS",
@@ -52,6 +55,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
+#: The entry-point group of methods from other distributions.
 GROUP = "ctxextend.methods"
 
 
@@ -60,6 +64,8 @@ def third_party_methods() -> dict[str, EntryPoint]:
 
     Raises :class:`UsageError` when one takes the name of a built-in method.
     """
+    from importlib.metadata import entry_points
+
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
         if entry.name in METHODS or entry.name == "auto":

@@ -1,0 +1,38 @@
+# Both targets do all the set-up on a machine with Python 3.11 or later, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test test-all check docs bench clean
+
+demo: $(STAMP)
+	$(BIN)/python demo/run.py
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest -q -m "not full"
+
+# The everyday tests, the full grids, and the real model, which is fetched first.
+test-all: $(STAMP) check
+	$(BIN)/python scripts/fetch_assets.py
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/convert.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) demo/output build dist
