@@ -80,6 +80,8 @@ class Family(Struct, frozen=True, kw_only=True):
     #: transformers 5 fails on scaled ropes when config.json has no head_dim (``null`` counts as none).
     needs_head_dim: bool = False
     max_position_embeddings: int | None = None
+    #: The class's own original length, which wins over the one inside the settings.
+    original_max_position_embeddings: int | None = None
     pairing: Pairing = "half"
     layout: Layout = "leading"
     #: Heads of queries and of the KV cache, where config.json is silent (None: queries as many as it
@@ -107,6 +109,8 @@ class Family(Struct, frozen=True, kw_only=True):
     origins: Mapping[str, Origin] = MappingProxyType({})
     #: Values of max_position_embeddings above what was trained, with what was trained.
     overstated: Mapping[int, int] = MappingProxyType({})
+    #: A key that states the trained length where max_position_embeddings says less.
+    trained_context_key: str | None = None
     #: Said by inspect: what a reader of this family's configs should know.
     remark: str | None = None
 
@@ -140,6 +144,8 @@ _ROWS: Final = (
         rope_theta=500000.0,
         max_position_embeddings=8192,
         pairing="interleaved",
+        # Command R: 8192 there, and 131072, which it was trained on, in model_max_length.
+        trained_context_key="model_max_length",
         origins=_ANY,
     ),
     Family(
@@ -421,6 +427,7 @@ _ROWS: Final = (
         model_types=("phi3",),
         form="phi3",
         max_position_embeddings=4096,
+        original_max_position_embeddings=4096,
         rope_types=("longrope",),
         origins=_origins(dynamic="bolted-on", longrope="trained"),
     ),
@@ -445,6 +452,8 @@ _ROWS: Final = (
         window=4096,
         window_switch_key="use_sliding_window",
         origins=_QWEN,
+        # The card: "config.json is set for context length up to 32,768 tokens", and yarn 4 over 32768 beyond.
+        overstated=MappingProxyType({128000: 32768}),
     ),
     Family(
         # https://huggingface.co/Qwen/Qwen1.5-MoE-A2.7B/blob/main/config.json

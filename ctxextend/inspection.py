@@ -14,6 +14,7 @@ from msgspec import Struct
 from ctxextend.contents import Contents, Note, Storage
 from ctxextend.errors import RefusedError
 from ctxextend.families import Family, Form, Origin, Position, find_family
+from ctxextend.formats.hf_layers import whole_number
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope, text_config
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.formats.rope_keys import explain, type_of
@@ -198,10 +199,12 @@ def _trained(
     origin = origins.get(group.label) if group else None
     reached = _reached(scaling)
     if scaling is None or isinstance(scaling, Dynamic | Rebase):
-        return _stated(family, stated)
+        return _stated(family, rope, stated)
     if origin == "bolted-on":
         return _under_bolted_on(family, scaling, rope, stated)
-    if reached is not None and stated == _original(scaling) and reached > stated:
+    original = _original(scaling)
+    unraised = stated == original or family.overstated.get(stated) == original
+    if reached is not None and unraised and reached > stated:
         return reached, (
             Note(
                 code="length-not-raised",
@@ -212,7 +215,16 @@ def _trained(
     return stated, (_known("max_position_embeddings", stated),)
 
 
-def _stated(family: Family, stated: int) -> tuple[int, tuple[Note, ...]]:
+def _stated(family: Family, rope: HfRope, stated: int) -> tuple[int, tuple[Note, ...]]:
+    own = whole_number(rope.text, family.trained_context_key)
+    if own is not None and own > stated:
+        return own, (
+            Note(
+                code="length-understated",
+                message=f"max_position_embeddings is {stated}, but {family.trained_context_key} says {own}, which "
+                "these models were trained on; --original-context overrides this",
+            ),
+        )
     trained = family.overstated.get(stated, stated)
     if trained == stated:
         return stated, (_known("max_position_embeddings", stated),)
@@ -349,7 +361,8 @@ def _about(
     notes = [_said_origin(group) for group in groups]
     windowed = [group for group in groups if group.window is not None]
     for group in windowed:
-        kept = "is changed with the others: the config holds one rope" if group.extendable else "keeps its rope"
+        changed = "is extended" if len(groups) == 1 else "is changed with the others: the config holds one rope"
+        kept = changed if group.extendable else "is kept"
         notes.append(
             Note(
                 code="sliding-window",
@@ -432,7 +445,8 @@ def _model_type(config: Mapping[str, Any]) -> str | None:
 
 def _without_rope(contents: Contents, config: Mapping[str, Any], family: Family, position: Position) -> Inspection:
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-    context = next((config[key] for key in keys if type(config.get(key)) is int), 0)
+    default = family.max_position_embeddings or 0
+    context = next((config[key] for key in keys if type(config.get(key)) is int), default)
     return Inspection(
         name=contents.name,
         source=contents.source,

@@ -374,8 +374,14 @@ def _scalings(method: Method, wanted: Mapping[str, Base], target: int, options: 
 
 def _said_options(method: Method, options: Options) -> dict[str, Any]:
     """The parameters that aren't the method's defaults."""
-    default = msgspec.to_builtins(method.options())
-    return {key: value for key, value in msgspec.to_builtins(options).items() if value != default[key]}
+    default = _as_json(method.options())
+    return {key: value for key, value in _as_json(options).items() if value != default[key]}
+
+
+def _as_json(value: Struct) -> dict[str, Any]:
+    """The value as a JSON reader gives it back (lists, not tuples), so that a saved plan equals the one made."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return found
 
 
 def _with_caution(chosen: Chosen, caution: PlanWarning) -> Chosen:
@@ -584,7 +590,7 @@ def _with_record(
         plan=digest,
         base={file: said for file, said in sorted(base.items()) if said.values or said.absent},
     )
-    block = Edit(path=(KEY,), value=msgspec.to_builtins(record))
+    block = Edit(path=(KEY,), value=_as_json(record))
     final: dict[str, tuple[Edit, ...]] = {}
     for file, wanted in base_edits.items():
         undone = undo(old, file) if old else ()

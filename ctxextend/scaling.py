@@ -101,9 +101,10 @@ class Llama3(_Scaling, frozen=True, tag="llama3", kw_only=True):
             high_freq_factor=self.high_freq_factor,
             original_max_position_embeddings=self.original_max_position_embeddings,
         )
-        if self.high_freq_factor <= self.low_freq_factor:
+        # Equal is a step instead of a blend: Llama 4 Scout has 1.0 and 1.0.
+        if self.high_freq_factor < self.low_freq_factor:
             raise ValueError(
-                f"high_freq_factor {self.high_freq_factor} must be above low_freq_factor {self.low_freq_factor}"
+                f"high_freq_factor {self.high_freq_factor} must not be below low_freq_factor {self.low_freq_factor}"
             )
 
 
@@ -201,7 +202,7 @@ def llama3_smooth(
     rotations = context * inv_freq / (2.0 * math.pi)
     if rotations < low_freq_factor:
         return inv_freq / factor
-    if rotations > high_freq_factor:
+    if rotations >= high_freq_factor:
         return inv_freq
     smooth = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor)
     return (1.0 - smooth) * inv_freq / factor + smooth * inv_freq

@@ -132,8 +132,11 @@ def _spectra(inspection: Inspection, plan: Plan | None) -> Iterable[Text]:
     for group in inspection.groups:
         if group.spec is None or not group.extendable:
             continue
-        before = table(group.spec, group.scaling, length=inspection.current_context)
-        yield spectrum(group.label, before, after.get(group.label), trained=inspection.trained_context)
+        now = table(group.spec, group.scaling, length=inspection.current_context)
+        if group.origin == "ours" and group.base is not None:
+            yield spectrum(group.label, group.base.table(), now, trained=inspection.trained_context)
+        else:
+            yield spectrum(group.label, now, after.get(group.label), trained=inspection.trained_context)
 
 
 def spectrum(label: str, before: RopeTable, after: RopeTable | None, *, trained: int) -> Text:

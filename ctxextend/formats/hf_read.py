@@ -7,7 +7,7 @@ are the runtimes' business.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -18,6 +18,11 @@ from ctxextend.formats.hf_layers import FULL, SLIDING, layer_labels, whole_numbe
 from ctxextend.formats.rope_keys import TYPES, type_of
 from ctxextend.rope import RopeSpec
 from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Scaling, Yarn
+
+_ORIGINAL: Final = "original_max_position_embeddings"
+
+#: Keys of a language model that do nothing where its settings stand in a config of their own.
+_ROPE_KEYS: Final = ("rope_scaling", "rope_parameters", "rope_theta", "max_position_embeddings")
 
 
 class RopeGroup(Struct, frozen=True, kw_only=True):
@@ -71,7 +76,7 @@ def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
         )
     labels = layer_labels(text, family)
     window = window_of(text, family)
-    notes = list(_contradictions(text, family))
+    notes = [*_contradictions(text, family), *_beside(config, path)]
     groups = []
     for label in dict.fromkeys(labels):
         layers = tuple(i for i, other in enumerate(labels) if other == label)
@@ -146,6 +151,8 @@ def parse(
             found=repr(rope_type),
             hint="if it is another name for one of these, write that name into config.json",
         )
+    if family.original_max_position_embeddings is not None:
+        text = {_ORIGINAL: family.original_max_position_embeddings, **text}
     spec = _spec(text, family, settings, proportional=rope_type == "proportional", path=path)
     reader = _Settings(settings, where)
     try:
@@ -330,7 +337,7 @@ def _longrope(settings: _Settings, text: Mapping[str, Any], length: int) -> tupl
 
 def _original(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[int, tuple[Note, ...]]:
     """The original length: the top level's wins over the dictionary's, and the stated length stands in."""
-    key = "original_max_position_embeddings"
+    key = _ORIGINAL
     inside, outside = settings.optional(key), text.get(key)
     if isinstance(outside, int) and not isinstance(outside, bool):
         if inside is not None and int(inside) != outside:
@@ -384,6 +391,14 @@ def _contradictions(text: Mapping[str, Any], family: Family) -> tuple[Note, ...]
                 "don't look there and fall back to a theta of 10000; what convert writes holds both forms",
             )
         )
+    if newer and family.form == "nested" and any(key in newer for key in ("rope_type", "type", "factor")):
+        notes.append(
+            Note(
+                code="flat-for-nested",
+                message="rope_parameters is flat, but this family reads one dictionary a layer type in it: "
+                "transformers 5 falls back to its defaults",
+            )
+        )
     for settings in (older, newer):
         if settings and type(settings.get("factor")) is int:
             notes.append(
@@ -394,6 +409,19 @@ def _contradictions(text: Mapping[str, Any], family: Family) -> tuple[Note, ...]
                 )
             )
     return tuple(notes)
+
+
+def _beside(config: Mapping[str, Any], path: tuple[str, ...]) -> tuple[Note, ...]:
+    """A note on settings at the top level that nobody reads, because the language model has its own config."""
+    idle = [key for key in _ROPE_KEYS if path and config.get(key) is not None]
+    if not idle:
+        return ()
+    return (
+        Note(
+            code="flat-beside-nested",
+            message=f"{', '.join(idle)} at the top level does nothing: the language model reads {'.'.join(path)}",
+        ),
+    )
 
 
 def _dictionary(text: Mapping[str, Any], key: str) -> dict[str, Any] | None:

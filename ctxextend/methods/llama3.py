@@ -26,6 +26,10 @@ class Llama3Method:
     def solve(self, base: Base, target: int, options: Options) -> Scaling:
         assert isinstance(options, Llama3Options)
         factor = extension_factor(base.context, target)
+        if options.high_freq_factor <= options.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor {options.high_freq_factor} must be above low_freq_factor {options.low_freq_factor}"
+            )
         if plain(base):
             return Llama3(
                 factor=factor,

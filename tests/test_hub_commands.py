@@ -1,0 +1,94 @@
+"""The commands on a repository of the Hub: what is fetched, and that the result is that of a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_hub import FakeHub, Repository, serve
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo" / "checkpoint"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with serve() as running:
+        running.repositories["org/demo"] = Repository(commits={COMMIT: DEMO}, branches={"main": COMMIT})
+        yield running
+
+
+def ctxextend(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "ctxextend", *arguments],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def weight_bytes_served(hub: FakeHub) -> int:
+    return sum(count for label, count in hub.served.items() if "model.safetensors" in label)
+
+
+def test_inspect_and_plan_fetch_no_weights(hub: FakeHub, tmp_path: Path) -> None:
+    done = ctxextend(hub, tmp_path, "inspect", "org/demo", "--target", "1k", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["trained_context"], document["revision"]) == (256, COMMIT)
+    assert document["parameters"] > 1_000_000
+    plan = ctxextend(hub, tmp_path, "plan", "hf://org/demo@main", "-m", "yarn", "-t", "1k", "--json")
+    assert json.loads(plan.stdout)["factor"] == 4.0
+    assert weight_bytes_served(hub) < (DEMO / "model.safetensors").stat().st_size
+
+
+def test_config_only_fetches_no_weights(hub: FakeHub, tmp_path: Path) -> None:
+    done = ctxextend(hub, tmp_path, "convert", "org/demo", "-m", "yarn", "-t", "1k", "--config-only")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "demo-yarn-1k\n"
+    out = tmp_path / "demo-yarn-1k"
+    assert not list(out.glob("*.safetensors"))
+    overrides = json.loads((out / "ctxextend-overrides.json").read_text())
+    assert "vllm serve org/demo --hf-overrides" in overrides["vllm"]
+    assert overrides["config"]["rope_parameters"]["factor"] == 4.0
+    assert weight_bytes_served(hub) < (DEMO / "model.safetensors").stat().st_size
+
+
+def test_convert_gives_what_a_folder_gives(hub: FakeHub, tmp_path: Path) -> None:
+    done = ctxextend(hub, tmp_path, "convert", "org/demo", "-m", "yarn", "-t", "1k", "-o", "from-hub")
+    assert done.returncode == 0, done.stderr
+    local = ctxextend(hub, tmp_path, "convert", str(DEMO), "-m", "yarn", "-t", "1k", "-o", "from-folder")
+    assert local.returncode == 0, local.stderr
+    for file in DEMO.iterdir():
+        assert (tmp_path / "from-hub" / file.name).read_bytes() == (tmp_path / "from-folder" / file.name).read_bytes()
+        assert not (tmp_path / "from-hub" / file.name).is_symlink()
+    manifest = json.loads((tmp_path / "from-hub" / "ctxextend.json").read_text())
+    assert manifest["plan"]["source"]["revision"] == COMMIT
+    weights = next(file for file in manifest["files"] if file["path"] == "model.safetensors")
+    assert len(weights["etag"]) == 64
+
+
+def test_a_name_that_is_nowhere(hub: FakeHub, tmp_path: Path) -> None:
+    done = ctxextend(hub, tmp_path, "inspect", "org/nothing", "--json")
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    assert error["schema"] == "ctxextend.error/1"
+    assert error["code"] == "repo-not-found"
+    assert "hint" in error
