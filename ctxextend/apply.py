@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,11 +29,11 @@ from ctxextend.plan import Carry, EditJson, Plan, edits_of
 from ctxextend.record import path_of
 from ctxextend.runtimes.overrides import overrides
 from ctxextend.scaling import Dynamic
-from ctxextend.tensors.copying import LinkMode, carry, clone
+from ctxextend.tensors.copying import LinkMode, carry
+from ctxextend.tensors.places import MANIFEST, check_places, check_space
 from ctxextend.tensors.staging import staged, write_file
 from ctxextend.version import VERSION
 
-MANIFEST: Final = "ctxextend.json"
 OVERRIDES: Final = "ctxextend-overrides.json"
 SCHEMA: Final = "ctxextend.manifest/1"
 
@@ -106,12 +105,15 @@ def convert(
     """
     options = options or Options()
     report = progress or _silent
-    _check_places(folder, out, force=options.force)
+    check_places(folder, out, force=options.force)
+    _check_files(plan, contents)
     texts = _edited_texts(plan, contents, folder)
     try:
         with staged(out, replace=options.force) as staging:
+            # Another run may have finished while this one waited for its lock.
+            check_places(folder, out, force=options.force)
             if not options.config_only:
-                _check_space(plan, folder, staging, options.link_mode)
+                check_space([folder / name for name in carried(plan)], staging, options.link_mode)
             return _build(plan, contents, folder, staging, texts, options=options, family=family, report=report)
     except OSError as error:
         raise _output_error(error, out) from error
@@ -129,12 +131,15 @@ def _build(
     report: Progress,
 ) -> Manifest:
     files = []
+    if options.config_only:
+        # Also of a plan that changes nothing, the config says how it is to be served.
+        texts = {"config.json": contents.documents["config.json"].text, **texts}
     for name, text in sorted(texts.items()):
         data = text.encode()
         write_file(staging / name, data)
-        files.append(OutputFile(path=name, size_bytes=len(data), written=True, sha256=hashlib.sha256(data).hexdigest()))
+        files.append(_written(name, data))
     if options.config_only:
-        files.append(_write_overrides(plan, contents, texts, staging))
+        files.append(_write_overrides(plan, contents, staging))
     else:
         files += _carry_all(plan, contents, folder, staging, options, report)
     verified = verify(plan, staging, contents, family=family)
@@ -146,6 +151,10 @@ def _build(
     )
     write_file(staging / MANIFEST, encode(manifest))
     return manifest
+
+
+def _written(name: str, data: bytes) -> OutputFile:
+    return OutputFile(path=name, size_bytes=len(data), written=True, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _carry_all(
@@ -183,7 +192,7 @@ def verify(plan: Plan, output: Path, contents: Contents, *, family: str | None =
         contents, documents={**contents.documents, "config.json": read_text(output, "config.json")}
     )
     row = inspect(single, family=family).family
-    planned = {g.label: g.after.table for g in plan.groups if g.extended and g.after is not None}
+    planned = {g.label: g.after.table for g in plan.groups if g.after is not None}
     scalings = [g.after.scaling for g in plan.groups if g.extended and g.after is not None]
     encodings = {g.after.encoding for g in plan.groups if g.extended and g.after is not None}
     dynamic = any(isinstance(s, Dynamic) for s in scalings) and encodings == {"native"}
@@ -278,76 +287,20 @@ def _stale(file: str, expected: str, found: str) -> RefusedError:
     )
 
 
-def _write_overrides(plan: Plan, contents: Contents, texts: Mapping[str, str], staging: Path) -> OutputFile:
+def _write_overrides(plan: Plan, contents: Contents, staging: Path) -> OutputFile:
     edits: tuple[Edit, ...] = edits_of(plan).get("config.json", ())
-    data = encode(overrides(edits, name=contents.source, target=plan.target_context))
+    target = max(plan.target_context, plan.trained_context)
+    data = encode(overrides(edits, name=contents.source, target=target))
     write_file(staging / OVERRIDES, data)
-    if "config.json" not in texts:
-        write_file(staging / "config.json", contents.documents["config.json"].text.encode())
-    return OutputFile(path=OVERRIDES, size_bytes=len(data), written=True, sha256=hashlib.sha256(data).hexdigest())
+    return _written(OVERRIDES, data)
 
 
-def _check_places(folder: Path, out: Path, *, force: bool) -> None:
-    source, target = folder.resolve(), out.resolve()
-    if target == source or source in target.parents:
-        raise RefusedError(
-            "the output lies inside the source, which is never written to",
-            code="output-inside-source",
-            file=str(out),
-            found=str(source),
-            hint="choose another place with --out",
-        )
-    if target in source.parents:
-        raise RefusedError(
-            "the source lies inside the output",
-            code="source-inside-output",
-            file=str(out),
-            found=str(source),
-            hint="choose another place with --out",
-        )
-    if not (out.exists() or out.is_symlink()):
-        return
-    ours = out.is_dir() and not out.is_symlink() and (out / MANIFEST).is_file()
-    if force and ours:
-        return
-    raise RefusedError(
-        "the output exists" if not force else "what is there isn't an output of ctxextend, and is left alone",
-        code="output-exists",
-        file=str(out),
-        hint="--force replaces it (the old one goes when the new one is complete)"
-        if ours
-        else "choose another place with --out",
-    )
-
-
-def _check_space(plan: Plan, folder: Path, staging: Path, mode: LinkMode) -> None:
-    """Refuse before the first byte when the copy can't fit; clones and links need no room."""
-    if mode in ("hardlink", "symlink", "reflink"):
-        return
-    names = carried(plan)
-    if mode == "auto" and names and _clones(folder / names[0], staging):
-        return
-    needed = sum((folder / name).stat().st_size for name in names)
-    free = shutil.disk_usage(staging).free
-    if needed > free:
-        raise OutputError(
-            "there isn't enough room for the copy",
-            code="disk-full",
-            file=str(staging.parent),
-            expected=f"{needed} bytes",
-            found=f"{free} bytes free",
-            hint="--link-mode hardlink (or symlink) shares the weights instead of copying them",
-        )
-
-
-def _clones(source: Path, staging: Path) -> bool:
-    probe = staging / ".probe"
-    try:
-        return clone(source.resolve(), probe)
-    except OSError:
-        return False
-    finally:
-        probe.unlink(missing_ok=True)
+def _check_files(plan: Plan, contents: Contents) -> None:
+    """A saved plan names files: those of the source, and no others."""
+    known = {file.path for file in contents.files}
+    for name in (*edits_of(plan), *carried(plan)):
+        if name not in known:
+            raise _stale(name, "a file of the checkpoint", "none of that name")
 
 
 def _output_error(error: OSError, out: Path) -> CtxextendError:
@@ -358,7 +311,8 @@ def _output_error(error: OSError, out: Path) -> CtxextendError:
             code="disk-full",
             file=str(out),
             found=os.strerror(error.errno),
-            hint="make room, or share the weights with --link-mode hardlink",
+            hint="make room, or choose another --out; --link-mode hardlink (symlink to another file system) shares "
+            "the weights",
         )
     where = error.filename if isinstance(error.filename, str) else str(out)
     kind = CheckpointError if isinstance(error, FileNotFoundError) else OutputError

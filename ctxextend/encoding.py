@@ -59,15 +59,18 @@ def choose_encoding(
     required: tuple[str, ...],
     carriers: str,
     method: str,
+    kept: Mapping[str, RopeTable] | None = None,
     excused: frozenset[str] = frozenset(),
     allow: bool = False,
 ) -> Chosen:
     """The first candidate that all ``required`` runtimes read as planned, but those that are ``excused``.
 
-    Raises :class:`RefusedError` (``unreadable``) naming each runtime that can't and why; with
-    ``allow`` the candidate that most of them read is taken instead.
+    ``kept``: the tables of layers that must stay as they are. Raises :class:`RefusedError`
+    (``unreadable``) naming each runtime that can't and why; with ``allow`` the candidate that most of
+    them read is taken instead.
     """
-    planned = {label: table(specs[label], s, length=target) for label, s in scalings.items()}
+    scaled = {label: table(specs[label], s, length=target) for label, s in scalings.items()}
+    planned = {**(kept or {}), **scaled}
     dynamic = any(isinstance(s, Dynamic) for s in scalings.values())
     tried: list[tuple[Encoding, tuple[Verdict, ...]]] = []
     rope = read_rope(config, family)
@@ -163,7 +166,7 @@ def _difference(
             return "its base doesn't follow the length as transformers' does", error
     switching = any(goal.switches for goal in planned.values()) and not dynamic
     longest = reading.max_context
-    if longest is not None and longest < target and not switching:
+    if longest is not None and longest < target and not (switching or reading.liftable):
         return f"it would serve {longest} tokens only", worst
     return None, worst
 

@@ -546,7 +546,7 @@ def find_family(config: Mapping[str, Any], *, treat_as: str | None = None) -> Fa
         return _named(treat_as)
     model_type = config.get("model_type")
     inner = config.get("text_config")
-    if model_type in _WRAPPERS and isinstance(inner, dict):
+    if str(model_type) in _WRAPPERS and isinstance(inner, dict):
         model_type = inner.get("model_type")
     row = _BY_MODEL_TYPE.get(str(model_type))
     if row is None:

@@ -16,7 +16,7 @@ from ctxextend.errors import RefusedError
 from ctxextend.families import Family, Form, Origin, Position, find_family
 from ctxextend.formats.hf_layers import whole_number
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope, text_config
-from ctxextend.formats.json_edit import apply_edits
+from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.formats.rope_keys import explain, type_of
 from ctxextend.kv_cache import KvCache, kv_cache
 from ctxextend.methods.base import Base
@@ -77,6 +77,9 @@ class Inspection(Struct, frozen=True, kw_only=True):
 
 BaseChoice = Literal["auto", "trained", "unscaled"]
 
+#: What becomes of sliding windows.
+SlidingWindow = Literal["keep", "target", "off"]
+
 
 def inspect(
     contents: Contents,
@@ -84,11 +87,11 @@ def inspect(
     family: str | None = None,
     base: BaseChoice = "auto",
     original_context: int | None = None,
-    ignore_windows: bool = False,
+    sliding_window: SlidingWindow = "keep",
 ) -> Inspection:
     """What ``contents`` means. ``original_context`` and ``base`` override what would be found.
 
-    ``ignore_windows``: as if every windowed layer saw everything, for a plan that takes windows off.
+    ``sliding_window``: the layers as they will be once windows are widened to the ``target`` or are ``off``.
 
     Raises :class:`RefusedError` for a model type that isn't known (``family`` names one to treat it
     as), :class:`CheckpointError` for values that can't be.
@@ -101,13 +104,15 @@ def inspect(
         return _without_rope(contents, config, row, position)
     current = read_rope(contents.config, row)
     rope = current if record is None else read_rope(config, row)
+    if sliding_window != "keep":
+        refuse_designed_windows(rope, row)
+        off = window_edits(row, rope, None) if sliding_window == "off" else ()
+        current, rope = (without_windows(apply_edits(dict(c), off), row) for c in (contents.config, config))
     _path, text = text_config(config, row)
     notes = [*contents.notes, *rope.notes, *_explained(current)]
     origins = {group.label: _origin(group, row, base) for group in rope.groups}
     trained, found = _trained(rope, row, record, origins=origins, override=original_context)
     notes += found
-    if ignore_windows:
-        current, rope = without_windows(current, row), without_windows(rope, row)
     groups = _groups(current, rope, record=record, origins=origins, trained=trained, form=row.form)
     notes += (*_about(row, contents, config, groups), *_about_lengths(current, record))
     return Inspection(
@@ -135,8 +140,17 @@ def inspect(
     )
 
 
-def without_windows(rope: HfRope, family: Family) -> HfRope:
-    """The rope as if windows were off. Raises :class:`RefusedError` where layers are windowed by design."""
+def window_edits(family: Family, rope: HfRope, window: int | None) -> tuple[Edit, ...]:
+    """The edits that set every layer's window to a number of tokens, or with None take windows off."""
+    if family.window_key not in rope.text and family.window is None:
+        return ()
+    if window is None and family.window_switch_key is not None:
+        return (Edit(path=(*rope.path, family.window_switch_key), value=False),)
+    return (Edit(path=(*rope.path, family.window_key), value=window),)
+
+
+def refuse_designed_windows(rope: HfRope, family: Family) -> None:
+    """Raises :class:`RefusedError` where windowed layers stand beside others by the model's design."""
     windowed = [group for group in rope.groups if group.window is not None]
     apart = len({group.label for group in rope.groups}) > 1
     if windowed and (apart or family.window_key not in rope.text) and family.window_switch_key is None:
@@ -147,6 +161,11 @@ def without_windows(rope: HfRope, family: Family) -> HfRope:
             key="layer_types",
             hint="leave --sliding-window at keep: the layers of full attention carry the long context",
         )
+
+
+def without_windows(config: Mapping[str, Any], family: Family) -> HfRope:
+    """The rope of a config as if no window held anything back."""
+    rope = read_rope(config, family)
     return msgspec.structs.replace(
         rope, groups=tuple(msgspec.structs.replace(group, window=None) for group in rope.groups)
     )
@@ -311,7 +330,9 @@ def _shown_origin(
     group: RopeGroup, base: RopeGroup, origin: Origin | None, record: Record | None
 ) -> GroupOrigin | None:
     changed = (group.scaling, group.spec) != (base.scaling, base.spec)
-    if record is not None and changed:
+    # What was bolted on is taken off first: where it stands all the same, it was written anew.
+    anew = origin == "bolted-on" and record is not None and record.method != "none"
+    if record is not None and (changed or anew):
         return "ours"
     if group.scaling is None:
         return None

@@ -13,6 +13,7 @@ from ctxextend.contents import Contents
 from ctxextend.errors import RefusedError
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.plan import Plan, Recipe, make_plan
+from ctxextend.tensors.places import check_places
 
 __all__ = ["Opened", "inspect_source", "open_source", "plan_source", "run_plan"]
 
@@ -37,7 +38,7 @@ def inspect_source(opened: Opened, recipe: Recipe) -> Inspection:
         family=recipe.family,
         base=recipe.base,
         original_context=recipe.original_context,
-        ignore_windows=recipe.sliding_window != "keep",
+        sliding_window=recipe.sliding_window,
     )
 
 
@@ -58,6 +59,8 @@ def run_plan(
     """Make the plan happen; the output's path and its manifest. Without ``out``, where the plan says."""
     target = Path(out) if out is not None else Path(plan.out)
     settings = options or Options()
+    # Before anything is downloaded.
+    check_places(opened.source.folder, target, force=settings.force)
     if settings.config_only:
         folder = opened.source.folder or _documents_only(opened)
     else:

@@ -20,7 +20,7 @@ from ctxextend.encoding import Chosen, PlanWarning, choose_encoding, misreaders
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.formats.hf_write import length_edits
 from ctxextend.formats.json_edit import Edit, apply_edits, value_at
-from ctxextend.inspection import BaseChoice, Group, Inspection
+from ctxextend.inspection import BaseChoice, Group, Inspection, SlidingWindow, window_edits
 from ctxextend.lengths import show_tokens
 from ctxextend.methods import Options, decode_options, extension_factor, find_method
 from ctxextend.methods.auto import TRAINING_FREE_WARNING_ABOVE, Choice, choices
@@ -33,7 +33,6 @@ from ctxextend.version import VERSION
 
 SCHEMA: Final = "ctxextend.plan/1"
 
-SlidingWindow = Literal["keep", "target", "off"]
 Carrier = Literal["auto", "native", "factors"]
 
 #: Positions are 32-bit whole numbers in every runtime.
@@ -236,17 +235,10 @@ def _require_decided(inspection: Inspection, recipe: Recipe) -> None:
 
 
 def _window_edits(inspection: Inspection, recipe: Recipe, target: int) -> tuple[Edit, ...]:
-    """The edits that widen or remove a sliding window, where the family keeps it in one key."""
+    """The edits that widen or remove a sliding window."""
     if recipe.sliding_window == "keep" or inspection.rope is None:
         return ()
-    family, path = inspection.family, inspection.rope.path
-    if family.window_key not in inspection.rope.text and family.window is None:
-        return ()
-    if recipe.sliding_window == "target":
-        return (Edit(path=(*path, family.window_key), value=target),)
-    if family.window_switch_key is not None:
-        return (Edit(path=(*path, family.window_switch_key), value=False),)
-    return (Edit(path=(*path, family.window_key), value=None),)
+    return window_edits(inspection.family, inspection.rope, target if recipe.sliding_window == "target" else None)
 
 
 def _wanted(inspection: Inspection, recipe: Recipe) -> dict[str, Base]:
@@ -335,6 +327,7 @@ def _with_method(
                 required=recipe.runtimes,
                 carriers=recipe.carrier,
                 method=method.name,
+                kept={g.label: g.base.table() for g in inspection.groups if g.base and g.label not in wanted},
                 excused=_excused(inspection, recipe, wanted),
                 allow="unreadable" in recipe.allow,
             )
@@ -547,18 +540,16 @@ def _plain_plan(
 
 
 def _side_edits(contents: Contents, inspection: Inspection, target: int) -> dict[str, tuple[Edit, ...]]:
-    """The limits that stand beside config.json: of the tokenizer and of generation."""
+    """The limits of the tokenizer and of generation, judged by what they were before an earlier conversion."""
     edits: dict[str, tuple[Edit, ...]] = {}
-    tokenizer = contents.documents.get("tokenizer_config.json")
-    limit = tokenizer.value.get("model_max_length") if tokenizer else None
+    limit = _before_us(contents, inspection, "tokenizer_config.json").get("model_max_length")
     if isinstance(limit, int | float) and not isinstance(limit, bool) and limit < target < SENTINEL:
         edits["tokenizer_config.json"] = (Edit(path=("model_max_length",), value=target),)
-    truncation = contents.tokenizer_truncation or {}
+    truncation = _before_us(contents, inspection, "tokenizer.json").get("truncation") or {}
     cut = truncation.get("max_length")
     if isinstance(cut, int) and cut < target:
         edits["tokenizer.json"] = (Edit(path=("truncation", "max_length"), value=target),)
-    generation = contents.documents.get("generation_config.json")
-    longest = generation.value.get("max_length") if generation else None
+    longest = _before_us(contents, inspection, "generation_config.json").get("max_length")
     # A max_length at or above the trained length was meant as the model's own limit; a smaller one is a choice.
     if type(longest) is int and inspection.trained_context <= longest < target:
         edits["generation_config.json"] = (Edit(path=("max_length",), value=target),)
@@ -626,6 +617,12 @@ def _document(contents: Contents, file: str) -> dict[str, Any]:
         return document.value
     # tokenizer.json is only known by its truncation; the edit replaces one number in it.
     return {"truncation": dict(contents.tokenizer_truncation or {})} if file == "tokenizer.json" else {}
+
+
+def _before_us(contents: Contents, inspection: Inspection, file: str) -> dict[str, Any]:
+    """A document as it was before an earlier conversion."""
+    document = _document(contents, file)
+    return apply_edits(document, undo(inspection.record, file)) if inspection.record else document
 
 
 def _actions(contents: Contents, final: Mapping[str, tuple[Edit, ...]]) -> tuple[Action, ...]:

@@ -61,6 +61,9 @@ def whole_number(text: Mapping[str, Any], key: str | None, *, required: bool | N
     if key is None:
         return None
     value = text.get(key)
+    if isinstance(value, float) and value.is_integer():
+        # Some training tools write lengths as floats; there is one way to read them.
+        value = int(value)
     if value is None and not (required if required is not None else key == "num_hidden_layers"):
         return None
     if type(value) is not int or value < 0:

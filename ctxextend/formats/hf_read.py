@@ -399,12 +399,19 @@ def _contradictions(text: Mapping[str, Any], family: Family) -> tuple[Note, ...]
                 "transformers 5 falls back to its defaults",
             )
         )
+    if isinstance(text.get("max_position_embeddings"), float):
+        notes.append(
+            Note(
+                code="float-length",
+                message="max_position_embeddings is a float: transformers 5 refuses it; convert writes a whole number",
+            )
+        )
     for settings in (older, newer):
-        if settings and type(settings.get("factor")) is int:
+        if settings and type_of(settings) == "linear" and type(settings.get("factor")) is int:
             notes.append(
                 Note(
                     code="integer-factor",
-                    message=f"factor is the integer {settings['factor']}: vLLM and SGLang fail on it for linear; "
+                    message=f"factor is the integer {settings['factor']}: vLLM and SGLang fail on it; "
                     "it must be a float",
                 )
             )

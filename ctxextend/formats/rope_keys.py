@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -101,15 +102,13 @@ def explain(settings: Mapping[str, Any]) -> tuple[Note, ...]:
     read = _READ.get(rope_type, {})
     notes = []
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) or key == "rope_theta":
             continue
         shown = f"{key}: {_short(value)}"
         if key in ("type", "rope_type"):
             said = _said_type(key, str(value), rope_type, "rope_type" in settings)
         elif key in read:
             said = read[key]
-        elif key == "rope_theta":
-            said = "the base of the frequencies"
         elif key in FOREIGN:
             said = "describes the model, not its scaling; kept as it is"
         else:
@@ -129,4 +128,4 @@ def _said_type(key: str, value: str, rope_type: str, has_rope_type: bool) -> str
 def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 4:
         return f"[{value[0]}, ... {len(value)} numbers]"
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -24,8 +24,9 @@ class Reading(Struct, frozen=True, kw_only=True):
     """What a runtime makes of a config.json. Lengths count tokens.
 
     ``tables``: one a group of layers with rope, at the length asked for; empty when it can't load the
-    model, and then ``problem`` says why. ``absent`` says that it has no such architecture at all;
-    ``caution`` what a user must know although the table is right.
+    model, and then ``problem`` says why. ``absent``: it has no such architecture at all. ``liftable``:
+    ``max_context`` is a default that a flag of its server raises. ``caution``: what a user must know
+    although the table is right.
     """
 
     tables: Mapping[str, RopeTable] = {}
@@ -33,6 +34,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     how: tuple[str, ...] = ()
     problem: str | None = None
     absent: bool = False
+    liftable: bool = False
     caution: str | None = None
 
 

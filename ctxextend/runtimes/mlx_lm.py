@@ -49,15 +49,26 @@ _IGNORES_SCALING: Final = frozenset(
 _TYPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "deepseek_v2": ("yarn",),
-        "deepseek_v3": ("linear", "llama3", "yarn"),
+        "deepseek_v3": ("default", "dynamic", "linear", "llama3", "yarn"),
         "gpt_oss": ("default", "linear", "llama3", "yarn"),
-        "internlm3": ("default", "linear"),
-        "llama4": ("linear", "llama3", "yarn"),
+        "internlm3": ("default", "dynamic", "linear"),
+        "llama4": ("default", "dynamic", "linear", "llama3", "yarn"),
         "nemotron": ("default",),
         "phi3": ("default", "longrope"),
         "qwen2_moe": ("default",),
     }
 )
+#: Keys without which its model arguments fail, where config.json has a ``rope_scaling`` at all.
+_REQUIRED_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "internlm3": ("factor", "rope_type"),
+        "nemotron": ("factor",),
+        "phi3": ("long_factor", "type"),
+        "qwen2_moe": ("factor", "type"),
+    }
+)
+#: Keys of the language model's config without which it fails, whatever they say.
+_REQUIRED: Final[Mapping[str, str]] = MappingProxyType({"llama4": "rope_scaling", "ministral3": "rope_parameters"})
 #: Families whose newer form is read where the older one is missing.
 _READS_NEWER_FORM: Final = frozenset({"ministral3", "qwen3"})
 
@@ -80,6 +91,9 @@ class MlxLm:
             return Reading(absent=True, problem="it has no such model")
         try:
             rope = read_rope(config, family)
+            problem = _missing(rope.text, family)
+            if problem is not None:
+                return Reading(problem=problem)
             tables = {}
             for group in rope.groups:
                 if group.spec is None:
@@ -95,6 +109,19 @@ class MlxLm:
             max_context=rope.max_position_embeddings,
             how=("rope_theta and rope_scaling of config.json itself; no limit on the length",),
         )
+
+
+def _missing(text: Mapping[str, Any], family: Family) -> str | None:
+    """Which key its model arguments fail without, if one is missing."""
+    key = _REQUIRED.get(family.name)
+    if key is not None and key not in text:
+        return f"its model of this family fails without {key}"
+    older = text.get("rope_scaling")
+    if isinstance(older, dict) and older:
+        missing = [key for key in _REQUIRED_KEYS.get(family.name, ()) if key not in older]
+        if missing:
+            return f"its model of this family fails on a rope_scaling without {missing[0]}"
+    return None
 
 
 def _settings(rope: HfRope, group: RopeGroup, family: Family) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Vllm:
         return Reading(
             tables=tables,
             max_context=_max_context(rope, family),
+            liftable=any(isinstance(group.scaling, LongRope) for group in rope.groups),
             how=("transformers 5's rope_parameters; the smallest stated length",),
         )
 
@@ -174,8 +175,10 @@ def _max_context(rope: HfRope, family: Family) -> int:
     for group in rope.groups:
         rope_type = type_of(group.settings)
         original = text.get("original_max_position_embeddings")
-        if rope_type == "longrope" and (family.form == "phi3" or type(original) is int):
-            return original if type(original) is int else 4096
+        if rope_type == "longrope" and type(original) is int:
+            return original
+        if rope_type == "longrope" and family.original_max_position_embeddings is not None:
+            return family.original_max_position_embeddings
         if rope_type not in _NOT_MULTIPLIED and family.name != "gemma3":
             return int(derived * float(group.settings.get("factor") or 1.0))
     return derived

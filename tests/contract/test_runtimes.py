@@ -1,0 +1,118 @@
+"""What every runtime's reader must do with any family's config."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ctxextend.errors import UnknownNameError
+from ctxextend.families import FAMILIES, Family
+from ctxextend.formats.hf_read import read_rope
+from ctxextend.runtimes import DEFAULT_RUNTIMES, GGUF_RUNTIMES, READERS, Reader, readers_of
+from tests.factories import family_config
+
+ROTARY = [row for row in FAMILIES.values() if row.position == "rope" and row.refusal is None]
+ROW = pytest.mark.parametrize("family", ROTARY, ids=[row.name for row in ROTARY])
+READER = pytest.mark.parametrize("reader", READERS, ids=[f"{r.runtime} {r.versions}" for r in READERS])
+
+LISTS = [1.0 + i for i in range(16)]
+SCALINGS: dict[str, Any] = {
+    "none": None,
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "integer factor": {"type": "linear", "factor": 4},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1024,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": LISTS,
+        "long_factor": LISTS,
+        "original_max_position_embeddings": 1024,
+    },
+    "proportional": {"rope_type": "proportional", "factor": 2.0},
+}
+BROKEN: dict[str, Any] = {
+    "no object": "yarn",
+    "unknown type": {"rope_type": "spiral"},
+    "no factor": {"rope_type": "linear"},
+    "a factor of zero": {"rope_type": "linear", "factor": 0.0},
+    "a factor in words": {"rope_type": "yarn", "factor": "four"},
+    "bounds the wrong way round": {**SCALINGS["llama3"], "high_freq_factor": 0.5},
+    "a list too short": {**SCALINGS["longrope"], "long_factor": [1.0], "short_factor": [1.0]},
+}
+
+
+@READER
+@ROW
+def test_a_plain_config_is_read(reader: Reader, family: Family) -> None:
+    config = family_config(family, rope_scaling=None, rope_parameters=None)
+    config.pop("rope_parameters")
+    reading = reader.effective(config, family, length=1024)
+    assert (reading.problem is None) or (not reading.tables)
+    if reading.absent or reading.problem is not None:
+        assert reading.problem
+        return
+    rope = read_rope(config, family)
+    assert set(reading.tables) == {group.label for group in rope.groups if group.spec is not None}
+    for group in rope.groups:
+        if group.spec is None:
+            continue
+        found = reading.tables[group.label]
+        assert len(found.inv_freq) == len(group.spec.inv_freq())
+        assert all(math.isfinite(f) and f > 0.0 for f in found.inv_freq)
+        assert found.attention_factor > 0.0
+    assert reading.max_context is not None
+    assert reading.how
+
+
+@READER
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_any_scaling_is_answered_in_any_family(reader: Reader, kind: str) -> None:
+    """A table a group or a sentence that says why not; never an exception."""
+    for family in ROTARY:
+        config = family_config(family, rope_scaling=SCALINGS[kind], max_position_embeddings=4096)
+        reading = reader.effective(config, family, length=4096)
+        if reading.problem is None:
+            assert reading.tables, family.name
+            assert not reading.absent, family.name
+        else:
+            assert not reading.tables, family.name
+            assert len(reading.problem) > 10, family.name
+
+
+@READER
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_is_broken_is_a_problem_in_any_family(reader: Reader, kind: str) -> None:
+    for family in ROTARY:
+        config = family_config(family, rope_scaling=BROKEN[kind])
+        reading = reader.effective(config, family, length=4096)
+        assert reading.problem, family.name
+        assert not reading.tables, family.name
+
+
+@READER
+def test_a_reader_says_what_it_is(reader: Reader) -> None:
+    assert reader.versions
+    assert reader.evidence in ("run", "read")
+    assert reader.runtime in (*DEFAULT_RUNTIMES, *GGUF_RUNTIMES)
+
+
+def test_a_bare_name_means_the_current_versions() -> None:
+    assert [reader.versions for reader in readers_of(["transformers"])] == ["5.x", "4.56-4.57"]
+    assert readers_of(["llama.cpp"]) == ()
+    assert {reader.runtime for reader in readers_of(DEFAULT_RUNTIMES)} == {"transformers", "vllm", "sglang", "mlx-lm"}
+
+
+def test_an_unknown_runtime_suggests_one() -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        readers_of(["vlm"])
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("did you mean vllm")
