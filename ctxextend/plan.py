@@ -35,6 +35,9 @@ SCHEMA: Final = "ctxextend.plan/1"
 
 Carrier = Literal["auto", "native", "factors"]
 
+#: What an earlier output of ours holds beside the checkpoint's own files: made anew, never carried.
+OURS: Final = frozenset({"ctxextend.json", "ctxextend-overrides.json"})
+
 #: Positions are 32-bit whole numbers in every runtime.
 LONGEST: Final = 2**31 - 1
 
@@ -632,7 +635,7 @@ def _actions(contents: Contents, final: Mapping[str, tuple[Edit, ...]]) -> tuple
         for edit in edits:
             was = value_at(document, edit.path)
             actions.append(EditJson(file=file, pointer=pointer(edit.path), before=was, after=edit.value))
-    carried = [f for f in contents.files if f.path not in final and f.path != "ctxextend.json"]
+    carried = [f for f in contents.files if f.path not in final and f.path not in OURS]
     size = sum(file.size_bytes for file in carried)
     return (*actions, Carry(files=tuple(file.path for file in carried), size_bytes=size))
 

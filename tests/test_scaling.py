@@ -18,6 +18,7 @@ from ctxextend.scaling import (
     Scaling,
     Yarn,
     dynamic_theta,
+    llama3_smooth,
     longrope_attention_factor,
     mscale,
     ntk_exponent,
@@ -149,6 +150,13 @@ def test_yarn_bounds_that_meet_make_a_step() -> None:
     # Over 4 tokens no pair turns once: both bounds are clamped to pair 0 and the ramp is a step after it.
     ramp = yarn_ramp(SMALL, 4, beta_fast=32.0, beta_slow=1.0, truncate=True)
     assert [ramp(f) for f in SMALL.inv_freq()] == pytest.approx([0.0, 1.0, 1.0, 1.0], abs=1e-9)
+
+
+def test_yarn_bounds_are_held_within_the_dimension() -> None:
+    # 8 ln(100000 / (2 pi 4000)) / (2 ln 100) = 1.2 and 8 ln(100000 / (2 pi)) / (2 ln 100) = 8.4, above the last of 8.
+    spec = RopeSpec(rope_theta=100.0, head_dim=8, rotary_dim=8)
+    ramp = yarn_ramp(spec, 100000, beta_fast=4000.0, beta_slow=1.0, truncate=True)
+    assert [ramp(f) for f in spec.inv_freq()] == pytest.approx([0.0, 0.0, 1 / 6, 2 / 6], abs=1e-9)
 
 
 def test_yarn_temperature_of_equation_22() -> None:
@@ -309,8 +317,17 @@ def test_an_original_length_must_be_positive() -> None:
 
 
 def test_llama3_bounds_must_be_in_order() -> None:
-    with pytest.raises(ValueError, match=r"high_freq_factor 1\.0 must not be below low_freq_factor 2\.0"):
-        Llama3(factor=8.0, low_freq_factor=2.0, high_freq_factor=1.0, original_max_position_embeddings=8192)
+    with pytest.raises(ValueError, match=r"high_freq_factor 0\.5 must not be below low_freq_factor 1\.0"):
+        Llama3(factor=8.0, low_freq_factor=1.0, high_freq_factor=0.5, original_max_position_embeddings=8192)
+
+
+def test_llama3_bounds_that_meet_make_a_step() -> None:
+    # Llama 4 Scout: a pair that turns less than once over the original length is divided, any other kept.
+    scaling = Llama3(factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_position_embeddings=8192)
+    expected = [f / 16.0 if 8192 * f < 2 * math.pi else f for f in LLAMA3.inv_freq()]
+    assert table(LLAMA3, scaling).inv_freq == close(expected)
+    # Exactly one turn is kept, and divides nothing by zero: pi radians a token over two tokens.
+    assert llama3_smooth(math.pi, 2, factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0) == math.pi
 
 
 def test_longrope_lists_must_be_as_long_as_each_other() -> None:

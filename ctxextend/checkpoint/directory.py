@@ -42,7 +42,7 @@ def read_directory(path: Path, *, name: str | None = None, source: str | None = 
     tensors = _tensors(path, sizes, index)
     config = documents["config.json"].value
     return Contents(
-        name=name or path.resolve().name,
+        name=name or _name_of(path.resolve()),
         source=source or str(path),
         storage=storage_of(names, tensors),
         files=files,
@@ -51,6 +51,14 @@ def read_directory(path: Path, *, name: str | None = None, source: str | None = 
         tokenizer_truncation=_truncation(path) if TOKENIZER in sizes else None,
         notes=(*notes, *second_copies(names, config)),
     )
+
+
+def _name_of(path: Path) -> str:
+    """What an output is named after: the folder, or the repository whose snapshot in the Hub's cache it is."""
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return path.name
 
 
 def read_text(path: Path, name: str) -> Document:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,12 +15,21 @@ from ctxextend.version import VERSION
 app = typer.Typer(
     name="ctxextend",
     help="Extend the context length of language model checkpoints, and show what every runtime makes of it.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (inspect, plan, convert, methods, families, runtimes):
-    app.command()(command)
+#: Each command with the line that ``ctxextend --help`` shows of it: short enough not to be cut.
+_COMMANDS: Final = (
+    (inspect, "What a checkpoint is: ropes, lengths, memory."),
+    (plan, "What an extension changes, and why."),
+    (convert, "Extend a checkpoint's context."),
+    (methods, "The methods and their parameters."),
+    (families, "The model families that are known."),
+    (runtimes, "The runtimes whose reading is known."),
+)
+for command, summary in _COMMANDS:
+    app.command(short_help=summary)(command)
 
 
 def _version(asked: bool) -> None:
@@ -29,8 +38,13 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    context: typer.Context,
+    _asked: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
 ) -> None:
     """Extend the context length of language model checkpoints, and show what every runtime makes of it."""
+    if context.invoked_subcommand is None:
+        # Asked for nothing: the help, as something other than data, and not as a success.
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)

@@ -33,8 +33,8 @@ class Console:
         self.verbose = verbose
 
     def document(self, value: Any) -> None:
-        """One JSON document on stdout."""
-        sys.stdout.write(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False) + "\n")
+        """One JSON document on stdout. In ASCII: a file name needn't be text that stdout can write."""
+        sys.stdout.write(json.dumps(msgspec.to_builtins(value), indent=2) + "\n")
 
     def line(self, text: str = "") -> None:
         """A line of data on stdout."""
@@ -43,13 +43,23 @@ class Console:
     def draw(self, *parts: RenderableType) -> None:
         """Something drawn by Rich, on stdout; plain text where that is no terminal."""
         console = self._rich(sys.stdout)
-        for part in parts:
-            console.print(part)
+        if console.is_terminal:
+            console.print(*parts, sep="\n")
+            return
+        with console.capture() as drawn:
+            console.print(*parts, sep="\n")
+        # Rich fills its tables with blanks, which would be noise in a file.
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in drawn.get().splitlines()))
 
     def note(self, text: str) -> None:
         """Something worth knowing, on stderr, unless quiet."""
         if not self.quiet:
             sys.stderr.write(text + "\n")
+
+    def notes(self, texts: Iterable[str]) -> None:
+        """Several of them."""
+        for text in texts:
+            self.note(text)
 
     def detail(self, text: str) -> None:
         """Something only ``-v`` shows."""
@@ -91,7 +101,7 @@ def show_error(error: CtxextendError, *, as_json: bool) -> None:
     details = error.details()
     if as_json:
         document = {"schema": "ctxextend.error/1", **details}
-        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return
     where = ", ".join(str(details[part]) for part in ("file", "key") if part in details)
     lines = [f"error: {error.message}"]

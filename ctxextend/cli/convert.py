@@ -9,13 +9,17 @@ import msgspec
 import typer
 
 from ctxextend.apply import OVERRIDES, Manifest, Options, carried
+from ctxextend.apply import SCHEMA as MANIFEST_SCHEMA
 from ctxextend.checkpoint.directory import read_json
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
 from ctxextend.errors import CheckpointError, UsageError
+from ctxextend.lengths import show_bytes
 from ctxextend.pipeline import open_source, plan_source, run_plan
+from ctxextend.plan import SCHEMA as PLAN_SCHEMA
 from ctxextend.plan import Plan, Recipe
+from ctxextend.tensors.places import check_places
 
 OutOpt = Annotated[
     Optional[Path],
@@ -90,6 +94,7 @@ def convert(
     if dry_run:
         show_plan(console, plan, opened)
         return
+    check_places(opened.source.folder, out or Path(plan.out), force=force)
     console.warnings(plan.warnings)
     options = Options(link_mode=link_mode, checksums=checksums, config_only=config_only, force=force)
     sizes = {file.path: file.size_bytes for file in opened.contents.files}
@@ -107,16 +112,28 @@ def _saved_plan(path: Path, recipe: Recipe) -> Plan:
             key="--plan",
             hint="leave the method's options away, or make a new plan with them",
         )
+    document = read_json(path)
+    # A manifest, and so a converted folder, holds its plan.
+    if isinstance(document, dict) and document.get("schema") == MANIFEST_SCHEMA:
+        document = document.get("plan")
     try:
-        return msgspec.convert(read_json(path), Plan)
+        plan = msgspec.convert(document, Plan)
     except msgspec.ValidationError as error:
-        raise CheckpointError(
-            "the plan can't be read",
-            code="broken-plan",
-            file=str(path),
-            found=str(error),
-            hint="make it again: ctxextend plan SOURCE ... --json > plan.json",
-        ) from error
+        raise _broken_plan(path, str(error)) from error
+    if plan.schema != PLAN_SCHEMA:
+        raise _broken_plan(path, plan.schema)
+    return plan
+
+
+def _broken_plan(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        "the plan can't be read",
+        code="broken-plan",
+        file=str(path),
+        expected=PLAN_SCHEMA,
+        found=found,
+        hint="make it again: ctxextend plan SOURCE ... --json > plan.json",
+    )
 
 
 def _show(console: Console, path: Path, manifest: Manifest) -> None:
@@ -125,7 +142,13 @@ def _show(console: Console, path: Path, manifest: Manifest) -> None:
         return
     console.line(str(path))
     plan = manifest.plan
-    console.note(f"{plan.method}: {plan.arithmetic}, {plan.trained_context} -> {plan.target_context} tokens")
+    if plan.method == "none":
+        console.notes(plan.reasons)
+    else:
+        console.note(f"{plan.method}: {plan.arithmetic}, {plan.trained_context} -> {plan.target_context} tokens")
+    for file in manifest.files:
+        how = "written" if file.written else "carried"
+        console.detail(f"  {how} {file.path}, {show_bytes(file.size_bytes)}")
     for found in manifest.verified:
         verdict = "reads it as planned" if found.agrees else f"does not: {found.reason}"
         length = "" if found.max_context is None else f", serves {found.max_context}"

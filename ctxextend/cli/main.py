@@ -8,76 +8,120 @@ import signal
 import sys
 import tempfile
 import traceback
+from io import TextIOWrapper
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ctxextend.cli import app
 from ctxextend.cli.console import show_error
-from ctxextend.errors import CtxextendError, UsageError
+from ctxextend.errors import CtxextendError, OutputError, UsageError, nearest
 from ctxextend.version import VERSION
 
 INTERRUPTED = 130
 
+#: What ends a run from outside as Ctrl-C does: what was staged is removed.
+_ENDING = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+
+
+class InterruptError(CtxextendError):
+    """Ctrl-C, or a signal that asks the process to end."""
+
+    exit_code = INTERRUPTED
+
 
 def main() -> NoReturn:
     """Run the command line; the process ends with the contract's exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDING:
+        # nohup has SIGHUP ignored, and means it.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        # A file's name can be more than the terminal's encoding holds; better an escape than an error.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     as_json = "--json" in sys.argv
     try:
-        code = app(standalone_mode=False)
-    except CtxextendError as error:
-        if os.environ.get("CTXEXTEND_DEBUG") == "1":
-            traceback.print_exc()
-        show_error(error, as_json=as_json)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was kept\n")
-        sys.exit(INTERRUPTED)
+        code = _run(as_json=as_json)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output went away (such as head): nothing to say, nobody to say it to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
+    sys.exit(code)
+
+
+def _run(*, as_json: bool) -> int:
+    """The exit code of what the arguments say, after whatever went wrong was shown."""
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: a report instead of a traceback
-        sys.exit(_unexpected(error, as_json=as_json))
-    sys.exit(code if isinstance(code, int) else 0)
+        if os.environ.get("CTXEXTEND_DEBUG") == "1":
+            traceback.print_exc()
+        shown = _shown(error)
+        show_error(shown, as_json=as_json)
+        return shown.exit_code
+    if code == INTERRUPTED:
+        show_error(InterruptError("interrupted; no half output remains", code="interrupted"), as_json=as_json)
+    return code if isinstance(code, int) else 0
 
 
-def _unexpected(error: Exception, *, as_json: bool) -> int:
-    """A wrong call that Typer found, or a bug of ours."""
+def _shown(error: Exception) -> CtxextendError:
+    """What escaped, as an error to show: ours, a wrong call that Typer found, the system's, or a bug."""
+    if isinstance(error, CtxextendError):
+        return error
     # Typer's own errors have no public base class; they know their exit code and message.
-    code, message = getattr(error, "exit_code", None), getattr(error, "format_message", None)
-    if isinstance(code, int) and callable(message):
-        context = getattr(error, "ctx", None)
-        hint = f"{context.command_path} --help" if context is not None else "ctxextend --help"
-        show_error(UsageError(str(message()), code="usage", hint=hint), as_json=as_json)
-        return code
-    if os.environ.get("CTXEXTEND_DEBUG") == "1":
-        traceback.print_exc()
-        return 1
-    bug = CtxextendError(
+    if isinstance(getattr(error, "exit_code", None), int) and callable(getattr(error, "format_message", None)):
+        return _wrong_call(error)
+    if isinstance(error, OSError):
+        return OutputError(
+            "a file can't be read or written",
+            code="io",
+            file=error.filename if isinstance(error.filename, str) else None,
+            found=error.strerror or str(error),
+            hint="check the path and its permissions",
+        )
+    return CtxextendError(
         f"this is a bug in ctxextend: {type(error).__name__}: {error}",
         code="bug",
         file=_report(error),
         hint="please report it with that file; CTXEXTEND_DEBUG=1 shows the traceback",
     )
-    show_error(bug, as_json=as_json)
-    return 1
 
 
-def _report(error: Exception) -> str:
-    """A file with what is needed to understand a bug; its path."""
+def _wrong_call(error: Any) -> UsageError:
+    context = getattr(error, "ctx", None)
+    page = f"{context.command_path} --help" if context is not None else "ctxextend --help"
+    option = getattr(error, "option_name", None)
+    if isinstance(option, str) and hasattr(error, "possibilities"):
+        near = nearest(option, (name for p in context.command.params for name in p.opts), 1) if context else []
+        meant = f"did you mean {near[0]}? " if near else ""
+        return UsageError(f"unknown option: {option}", code="unknown-option", found=option, hint=f"{meant}see {page}")
+    message = str(error.format_message()).replace("Value error, ", "")
+    return UsageError(message, code="usage", hint=f"see {page}")
+
+
+def _report(error: Exception) -> str | None:
+    """A file with what is needed to understand a bug; its path. None where none can be written."""
     lines = [
         f"ctxextend {VERSION}, Python {platform.python_version()}, {platform.platform()}\n",
         f"command: {sys.argv[1:2]}\n\n",
         *traceback.format_exception(error),
     ]
-    with tempfile.NamedTemporaryFile("w", prefix="ctxextend-bug-", suffix=".txt", delete=False) as report:
-        report.writelines(lines)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="ctxextend-bug-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as report:
+            report.writelines(lines)
+    except OSError:
+        return None
     return report.name
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does: what was staged is removed."""
     raise KeyboardInterrupt
 
 

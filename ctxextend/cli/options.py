@@ -151,6 +151,7 @@ def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
                 key="--set",
                 expected="KEY=VALUE",
                 found=pair,
+                hint="such as --set beta_fast=32; 'ctxextend methods' lists each method's parameters",
             )
         settings[key] = _value(text)
     return settings
@@ -172,5 +173,5 @@ def _number(text: str, option: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(
-            f"{option} can't be read", code="bad-number", key=option, expected="a number", found=repr(text)
+            f"{option} can't be read", code="bad-number", key=option, expected="a number, such as 4", found=repr(text)
         ) from None

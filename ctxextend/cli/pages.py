@@ -101,7 +101,8 @@ def _facts(inspection: Inspection) -> Table:
     if scheme is not None:
         dtypes += f"; {scheme.method}" + (f" {scheme.bits} bit" if scheme.bits else "")
     tied = ", tied embeddings" if inspection.tied_embeddings else ""
-    facts.add_row("weights", f"{parameters} parameters, {show_bytes(inspection.weight_bytes)} ({dtypes}){tied}")
+    weights = f"{parameters} parameters, {show_bytes(inspection.weight_bytes)} ({dtypes}){tied}"
+    facts.add_row("weights", "none in this place" if inspection.format == "none" else weights)
     facts.add_row("positions", inspection.position)
     trained = f"[bold]{inspection.trained_context}[/] tokens trained"
     facts.add_row("context", f"{trained}, {inspection.current_context} as the config stands")
@@ -151,10 +152,10 @@ def spectrum(label: str, before: RopeTable, after: RopeTable | None, *, trained:
     low, high = min(known), max(known)
     rows = [("wavelength", waves)] + ([("after", later)] if after else [])
     for name, row in rows:
-        longest = max((wave for wave in row if wave is not None), default=0.0)
+        turning = [wave for wave in row if wave is not None]
         text.append(f"{name:>11} ")
         text.append(_sparkline(row, low, high), style="cyan" if name != "after" else "green")
-        text.append(f"  6.3 to {math.exp(longest):.3g} tokens\n")
+        text.append(f"  {math.exp(min(turning)):.3g} to {math.exp(max(turning)):.3g} tokens\n")
     if after is not None:
         ratios = [a / b if b > 0 else 1.0 for a, b in zip(before.inv_freq, after.inv_freq, strict=True)]
         text.append(f"{'slowed':>11} ")

@@ -65,6 +65,9 @@ def show_plan(console: Console, plan: Plan, opened: Opened) -> None:
         return
     from ctxextend.cli.pages import diff_page, plan_page
 
+    contents = opened.contents
+    console.detail(f"{contents.source}: {len(contents.files)} files, {len(contents.tensors)} tensors")
+    console.detail(f"plan {plan.digest}")
     console.draw(plan_page(plan))
     documents = _documents(plan, opened)
     for name, text in edited_texts(plan, documents).items():

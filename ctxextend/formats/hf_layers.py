@@ -11,11 +11,24 @@ from ctxextend.families import Family
 FULL = "full_attention"
 SLIDING = "sliding_attention"
 
+#: A config that says more is broken; the largest models have a few hundred.
+MOST_LAYERS = 10_000
+
 
 def layer_labels(text: Mapping[str, Any], family: Family) -> tuple[str, ...]:
     """One label a layer. ``layer_types`` where config.json has it, else the family's pattern."""
     count = whole_number(text, "num_hidden_layers")
     assert count is not None
+    if count > MOST_LAYERS:
+        raise CheckpointError(
+            "no model has that many layers",
+            code="broken-config",
+            file="config.json",
+            key="num_hidden_layers",
+            expected=f"at most {MOST_LAYERS}",
+            found=str(count),
+            hint="set num_hidden_layers as the model's publisher has it",
+        )
     stated = text.get("layer_types")
     if isinstance(stated, list) and family.layer_pattern.kind != "no_rope_layers":
         if len(stated) != count:

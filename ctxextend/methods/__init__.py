@@ -8,6 +8,7 @@ them: see :mod:`ctxextend.methods.auto`.
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -112,9 +113,15 @@ def decode_options(method: Method, values: Mapping[str, object]) -> Options:
     try:
         return msgspec.convert(dict(values), method.options)
     except msgspec.ValidationError as error:
+        # msgspec says "Expected `float`, got `str` - at `$.beta_fast`".
+        wrong = re.match(r"Expected `(?P<expected>.+)`, got `(?P<found>.+)` - at `\$\.(?P<key>\w+)", str(error))
+        said = wrong.groupdict() if wrong else {"expected": None, "found": str(error), "key": None}
         raise UsageError(
-            f"a parameter of {method.name} can't be read: {error}",
+            f"a parameter of {method.name} can't be read",
             code="bad-parameter",
+            key=said["key"],
+            expected=said["expected"],
+            found=said["found"],
             hint=f"its parameters: {', '.join(known) if known else 'none'} (--set name=value)",
         ) from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,9 @@ Carried = Literal["reflink", "hardlink", "symlink", "copy"]
 
 #: How much one kernel call copies: large enough to cost nothing, small enough for progress and Ctrl-C.
 CHUNK_BYTES: Final = 64 << 20
+
+#: How much is read at a time where the kernel can't copy.
+_READ_BYTES: Final = 8 << 20
 
 #: ``ioctl`` request FICLONE of <linux/fs.h>: share the blocks of another file.
 _FICLONE: Final = 0x40049409
@@ -89,15 +91,13 @@ def clone(source: Path, target: Path) -> bool:
 
 def copy(source: Path, target: Path, *, progress: Progress) -> None:
     """Copy in the kernel where it can, and wait until the bytes are on the disk."""
-    with source.open("rb") as read, target.open("xb") as write:
+    with source.open("rb", buffering=0) as read, target.open("xb", buffering=0) as write:
         left = os.fstat(read.fileno()).st_size
         while left > 0:
             done = _copy_range(read.fileno(), write.fileno(), min(left, CHUNK_BYTES))
-            if done is None:
-                # No bytes were moved yet: the kernel refuses on the first call or not at all.
-                shutil.copyfileobj(read, write, CHUNK_BYTES)
-                progress(left)
-                break
+            if not done:
+                # The kernel can't, or some file systems' answer of 0 although there is more: reading tells.
+                done = _copy_read(read.fileno(), write.fileno(), min(left, _READ_BYTES))
             if done == 0:
                 raise OutputError(
                     "a file became shorter while it was copied",
@@ -107,7 +107,6 @@ def copy(source: Path, target: Path, *, progress: Progress) -> None:
                 )
             left -= done
             progress(done)
-        write.flush()
         os.fsync(write.fileno())
 
 
@@ -120,6 +119,14 @@ def _copy_range(read: int, write: int, count: int) -> int | None:
         if error.errno in _CANNOT_RANGE:
             return None
         raise
+
+
+def _copy_read(read: int, write: int, count: int) -> int:
+    block = memoryview(os.read(read, count))
+    done = 0
+    while done < len(block):
+        done += os.write(write, block[done:])
+    return done
 
 
 def _link(source: Path, target: Path, *, symbolic: bool) -> None:

@@ -37,6 +37,7 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
     :class:`OutputError` when another run works on the same target.
     """
     staging = staging_path(target)
+    made = _make_parents(target.parent)
     descriptor = _locked_folder(staging)
     try:
         _sweep(staging)
@@ -45,12 +46,17 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
         if replace and target.exists():
             _swap(staging, target)
         else:
-            staging.rename(target)
+            _rename(staging, target)
+        made = []
         sync_folder(target.parent)
     finally:
-        if staging.exists():
+        # Only what is still ours: another run may already build its own folder under the same name.
+        if _is(descriptor, staging):
             shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -71,9 +77,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _make_parents(folder: Path) -> list[Path]:
+    """Make a folder; those that weren't there before, the deepest first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
 def _locked_folder(staging: Path) -> int:
     while True:
-        staging.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             staging.mkdir()
         try:
@@ -118,15 +130,42 @@ def _sync_folders(staging: Path) -> None:
         sync_folder(Path(folder))
 
 
+def _rename(staging: Path, target: Path) -> None:
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise OutputError(
+            "something else appeared where the output should go",
+            code="busy",
+            file=str(target),
+            hint="choose another --out, or remove what is there and run again",
+        ) from error
+
+
 def _swap(staging: Path, target: Path) -> None:
-    """Exchange the two names in one step where the kernel can; the old output is then swept as staging."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    names = os.fsencode(staging), os.fsencode(target)
-    exchange = getattr(libc, "renameat2", None)
-    if exchange is not None and exchange(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-        return
-    old = target.parent / f".{target.name}.ctxextend-old"
-    shutil.rmtree(old, ignore_errors=True)
-    target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    """Exchange the two names in one step where the kernel can; the old output is then removed."""
+    # Held until it is gone: under the staging name, another run would take it for stale and sweep it.
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _exchanged(staging, target):
+            shutil.rmtree(staging, ignore_errors=True)
+            return
+        old = target.parent / f".{target.name}.ctxextend-old"
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        staging.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if exchange is None:
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(exchange(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

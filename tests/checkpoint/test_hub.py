@@ -25,7 +25,7 @@ from tests.fake_hub import FakeHub, Reply, error, object_id, serve
 
 ROOT = Path(__file__).parents[2]
 
-TOKEN = "hf_averysecrettokenthatmustnotbeseen"  # noqa: S105
+TOKEN = "hf_averysecrettokenthatmustnotbeseen"
 
 CLIENT = """
 import json, sys, traceback
@@ -70,7 +70,7 @@ class Client:
         }
         self._log = home / "stderr"
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 [sys.executable, "-c", CLIENT],
                 cwd=ROOT,
                 env=environment,
@@ -188,9 +188,7 @@ def here(folder: Path) -> Contents:
 
 def test_the_client_is_not_loaded_before_it_is_needed() -> None:
     script = "import sys, ctxextend.checkpoint.hub; print({'huggingface_hub', 'httpx2'} & set(sys.modules) or '')"
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
 
 

@@ -12,6 +12,7 @@ from ctxextend.families import FAMILIES, Family
 from ctxextend.formats.hf_read import read_rope
 from ctxextend.runtimes import DEFAULT_RUNTIMES, GGUF_RUNTIMES, READERS, Reader, readers_of
 from tests.factories import family_config
+from tests.methods import closed_forms as paper
 
 ROTARY = [row for row in FAMILIES.values() if row.position == "rope" and row.refusal is None]
 ROW = pytest.mark.parametrize("family", ROTARY, ids=[row.name for row in ROTARY])
@@ -96,6 +97,52 @@ def test_what_is_broken_is_a_problem_in_any_family(reader: Reader, kind: str) ->
         reading = reader.effective(config, family, length=4096)
         assert reading.problem, family.name
         assert not reading.tables, family.name
+
+
+def expected_of(kind: str) -> list[float]:
+    plain = paper.plain(10000.0, 32)
+    tables: dict[str, list[float]] = {
+        "none": plain,
+        "linear": paper.interpolated(10000.0, 32, 4.0),
+        "yarn": paper.yarn(10000.0, 32, 4.0, 1024),
+        "llama3": paper.llama3(plain, 4.0, 1024),
+        "longrope": [f / factor for f, factor in zip(plain, LISTS, strict=True)],
+    }
+    return tables[kind]
+
+
+@READER
+@pytest.mark.parametrize("kind", ["none", "linear", "yarn", "llama3", "longrope"])
+def test_every_reader_has_the_papers_table_for_a_llama(reader: Reader, kind: str) -> None:
+    """Where all runtimes agree (field notes, section 1), each reader must as well, with YaRN's own temperature."""
+    config = family_config(FAMILIES["llama"], rope_scaling=SCALINGS[kind], max_position_embeddings=4096)
+    found = reader.effective(config, FAMILIES["llama"], length=4096).tables["full_attention"]
+    assert found.inv_freq == pytest.approx(expected_of(kind), rel=1e-9)
+    # longrope: sqrt(1 + ln 4 / ln 1024) = sqrt(1.2) everywhere but transformers 4 without a top-level original length.
+    if reader.versions == "4.56-4.57" and kind == "longrope":
+        return
+    temperature = {"yarn": 0.1 * math.log(4.0) + 1.0, "longrope": math.sqrt(1.2)}.get(kind, 1.0)
+    assert found.attention_factor == pytest.approx(temperature, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "kind", "length"),
+    [
+        ("vllm", "linear", 4 * 4096),
+        ("vllm", "yarn", 4096),
+        ("vllm", "llama3", 4096),
+        ("sglang", "linear", 4 * 4096),
+        ("sglang", "yarn", 4096),
+        ("sglang", "llama3", 4096),
+        ("mlx-lm", "linear", 4096),
+        ("transformers", "linear", 4096),
+    ],
+)
+def test_the_length_that_is_advertised(runtime: str, kind: str, length: int) -> None:
+    """vLLM and SGLang multiply a stated length by a linear factor, even one that was raised already."""
+    config = family_config(FAMILIES["llama"], rope_scaling=SCALINGS[kind], max_position_embeddings=4096)
+    for reader in readers_of([runtime]):
+        assert reader.effective(config, FAMILIES["llama"], length=4096).max_context == length
 
 
 @READER

@@ -51,8 +51,10 @@ def test_a_method_without_parameters_says_so() -> None:
     ],
 )
 def test_a_value_that_cannot_be_read_names_its_key(method: str, key: str, value: object) -> None:
-    with pytest.raises(UsageError, match=f"\\$.{key}") as caught:
+    with pytest.raises(UsageError) as caught:
         decode_options(METHODS[method], {key: value})
     assert (caught.value.code, caught.value.exit_code) == ("bad-parameter", 2)
+    assert method in caught.value.message
+    assert key in f"{caught.value.key} {caught.value.found}"
     assert caught.value.hint is not None
     assert key in caught.value.hint

@@ -1,0 +1,94 @@
+"""Where an output may go, and whether it fits there: refused before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ctxextend.errors import OutputError, RefusedError
+from ctxextend.tensors.copying import LinkMode, clone
+
+#: The file by which an output of ours is known.
+MANIFEST: Final = "ctxextend.json"
+
+
+def check_places(folder: Path | None, out: Path, *, force: bool) -> None:
+    """Refuse an output that would harm something. ``folder`` is the source's, where it lies here.
+
+    Raises :class:`RefusedError`.
+    """
+    target = out.resolve()
+    if folder is not None:
+        _check_apart(folder.resolve(), target, out)
+    if not (out.exists() or out.is_symlink()):
+        return
+    ours = out.is_dir() and not out.is_symlink() and (out / MANIFEST).is_file()
+    if force and ours:
+        return
+    raise RefusedError(
+        "the output exists" if not force else "what is there isn't an output of ctxextend, and is left alone",
+        code="output-exists",
+        file=str(out),
+        hint="--force replaces it (the old one goes when the new one is complete)"
+        if ours
+        else "choose another place with --out",
+    )
+
+
+def _check_apart(source: Path, target: Path, out: Path) -> None:
+    if target == source or source in target.parents:
+        raise RefusedError(
+            "the output lies inside the source, which is never written to",
+            code="output-inside-source",
+            file=str(out),
+            found=str(source),
+            hint="choose another place with --out",
+        )
+    if target in source.parents:
+        raise RefusedError(
+            "the source lies inside the output",
+            code="source-inside-output",
+            file=str(out),
+            found=str(source),
+            hint="choose another place with --out",
+        )
+
+
+def check_space(files: Sequence[Path], staging: Path, mode: LinkMode) -> None:
+    """Refuse before the first byte when copies can't fit; clones and links need no room.
+
+    Raises :class:`OutputError`.
+    """
+    if not files or mode in ("hardlink", "symlink", "reflink"):
+        return
+    if mode == "auto" and _clones(files[0], staging):
+        return
+    needed = sum(file.stat().st_size for file in files)
+    free = shutil.disk_usage(staging).free
+    if needed > free:
+        raise OutputError(
+            "there isn't enough room for the copy",
+            code="disk-full",
+            file=str(staging.parent),
+            expected=f"{needed} bytes",
+            found=f"{free} bytes free",
+            hint=_sharing_hint(files[0], staging),
+        )
+
+
+def _sharing_hint(file: Path, staging: Path) -> str:
+    """A link mode that works from there to here; hard links don't cross file systems."""
+    mode = "hardlink" if file.stat().st_dev == staging.stat().st_dev else "symlink"
+    return f"make room, or choose another --out; --link-mode {mode} shares the weights instead of copying them"
+
+
+def _clones(source: Path, staging: Path) -> bool:
+    probe = staging / ".probe"
+    try:
+        return clone(source.resolve(), probe)
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Checkpoints that the command-line tests share."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import MISTRAL, build
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that no test changes."""
+    return build(tmp_path_factory.mktemp("pristine") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a sliding window, which no test changes."""
+    return build(tmp_path_factory.mktemp("windowed") / "tiny", MISTRAL)
+
+
+@pytest.fixture
+def source(pristine: Path, tmp_path: Path) -> Path:
+    """A copy for this test alone."""
+    return Path(shutil.copytree(pristine, tmp_path / "source"))
