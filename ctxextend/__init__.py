@@ -14,7 +14,8 @@ from ctxextend.errors import CtxextendError
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.methods import Base, Method
 from ctxextend.pipeline import Opened, inspect_source, open_source, plan_source, run_plan
-from ctxextend.plan import Plan, Recipe, make_plan
+from ctxextend.plan import Plan, make_plan
+from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.scaling import Scaling, table
 from ctxextend.version import VERSION

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Struct
 
+from ctxextend.changes import Carry, EditJson
 from ctxextend.checkpoint.directory import read_text
 from ctxextend.checkpoint.documents import parse_document
 from ctxextend.contents import Contents
@@ -25,7 +26,7 @@ from ctxextend.encoding import Verdict, judge
 from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
 from ctxextend.formats.json_edit import Edit, edit_text, value_at
 from ctxextend.inspection import inspect
-from ctxextend.plan import Carry, EditJson, Plan, edits_of
+from ctxextend.plan import Plan, edits_of
 from ctxextend.record import path_of
 from ctxextend.runtimes.overrides import overrides
 from ctxextend.scaling import Dynamic

@@ -12,7 +12,8 @@ from ctxextend.checkpoint import Source
 from ctxextend.contents import Contents
 from ctxextend.errors import RefusedError
 from ctxextend.inspection import Inspection, inspect
-from ctxextend.plan import Plan, Recipe, make_plan
+from ctxextend.plan import Plan, make_plan
+from ctxextend.recipe import Recipe
 from ctxextend.tensors.places import check_places
 
 __all__ = ["Opened", "inspect_source", "open_source", "plan_source", "run_plan"]

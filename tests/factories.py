@@ -12,7 +12,8 @@ from ctxextend.contents import DTYPE_BITS, Contents, Document, FileInfo, TensorI
 from ctxextend.families import Family
 from ctxextend.formats.json_edit import apply_edits, edit_text
 from ctxextend.inspection import Inspection, inspect
-from ctxextend.plan import Plan, Recipe, edits_of, make_plan
+from ctxextend.plan import Plan, edits_of, make_plan
+from ctxextend.recipe import Recipe
 
 TypeAndShape = tuple[str, tuple[int, ...]]
 

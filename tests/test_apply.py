@@ -15,10 +15,12 @@ import pytest
 
 from ctxextend import apply, checkpoint, pipeline
 from ctxextend.apply import Options, convert, edited_texts, encode, verify
+from ctxextend.changes import Carry, EditJson
 from ctxextend.checkpoint import Source
 from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
 from ctxextend.pipeline import Opened, open_source, plan_source, run_plan
-from ctxextend.plan import Carry, EditJson, Plan, Recipe
+from ctxextend.plan import Plan
+from ctxextend.recipe import Recipe
 from ctxextend.tensors.places import MANIFEST
 from tests.cli.support import TRAINED, build, edit_config, read_json, sha256, tree
 

@@ -23,6 +23,8 @@ ROOMS = (
     ("runtimes",),
     ("encoding", "record", "kv_cache", "parameters"),
     ("inspection",),
+    ("recipe", "changes"),
+    ("solving",),
     ("plan",),
     ("checkpoint", "tensors"),
     ("apply", "documents"),

@@ -11,7 +11,7 @@ import pytest
 from ctxextend.documents import fits, inspection_document, lengths_of_interest
 from ctxextend.inspection import Inspection
 from ctxextend.pipeline import inspect_source, open_source
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from tests.cli.support import LLAMA, MISTRAL, TRAINED, build
 
 FIELDS = {

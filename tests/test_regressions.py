@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from ctxextend.changes import Carry
 from ctxextend.checkpoint.directory import read_directory
 from ctxextend.errors import CheckpointError, UsageError
 from ctxextend.inspection import inspect
-from ctxextend.plan import Carry, Recipe, make_plan
+from ctxextend.plan import make_plan
+from ctxextend.recipe import Recipe
 from tests.factories import TINY
 
 

@@ -18,7 +18,8 @@ from ctxextend.errors import CheckpointError, UsageError
 from ctxextend.lengths import show_bytes
 from ctxextend.pipeline import open_source, plan_source, run_plan
 from ctxextend.plan import SCHEMA as PLAN_SCHEMA
-from ctxextend.plan import Plan, Recipe
+from ctxextend.plan import Plan
+from ctxextend.recipe import Recipe
 from ctxextend.tensors.places import check_places
 
 OutOpt = Annotated[

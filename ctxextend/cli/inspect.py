@@ -13,7 +13,8 @@ from ctxextend.errors import RefusedError, UsageError
 from ctxextend.inspection import Inspection
 from ctxextend.lengths import parse_bytes, parse_tokens
 from ctxextend.pipeline import Opened, inspect_source, open_source
-from ctxextend.plan import Plan, Recipe, make_plan
+from ctxextend.plan import Plan, make_plan
+from ctxextend.recipe import Recipe
 
 
 def inspect(

@@ -12,7 +12,7 @@ import typer
 from ctxextend.checkpoint import Source, resolve
 from ctxextend.errors import UsageError
 from ctxextend.lengths import parse_tokens
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
 
 SourceArg = Annotated[

@@ -13,10 +13,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ctxextend.changes import Carry
 from ctxextend.documents import fits, lengths_of_interest
 from ctxextend.inspection import Group, Inspection
 from ctxextend.lengths import show_bytes, show_count, show_tokens
-from ctxextend.plan import Carry, Plan
+from ctxextend.plan import Plan
 from ctxextend.rope import RopeTable
 from ctxextend.scaling import LongRope, Scaling, table
 

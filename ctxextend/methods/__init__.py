@@ -113,8 +113,8 @@ def decode_options(method: Method, values: Mapping[str, object]) -> Options:
     try:
         return msgspec.convert(dict(values), method.options)
     except msgspec.ValidationError as error:
-        # msgspec says "Expected `float`, got `str` - at `$.beta_fast`".
-        wrong = re.match(r"Expected `(?P<expected>.+)`, got `(?P<found>.+)` - at `\$\.(?P<key>\w+)", str(error))
+        # msgspec says "Expected `float`, got `str` - at `$.beta_fast`", and other things in the same form.
+        wrong = re.match(r"(?:Expected (?P<expected>.+), got )?(?P<found>.+) - at `\$\.(?P<key>\w+)", str(error))
         said = wrong.groupdict() if wrong else {"expected": None, "found": str(error), "key": None}
         raise UsageError(
             f"a parameter of {method.name} can't be read",

@@ -11,7 +11,8 @@ import msgspec
 from ctxextend.apply import edited_texts
 from ctxextend.contents import Contents, Document, FileInfo
 from ctxextend.inspection import Group, Inspection, inspect
-from ctxextend.plan import Plan, PlannedGroup, Recipe, State, make_plan
+from ctxextend.plan import Plan, PlannedGroup, State, make_plan
+from ctxextend.recipe import Recipe
 
 CONFIGS: Final = Path(__file__).parent / "configs"
 

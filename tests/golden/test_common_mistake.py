@@ -11,7 +11,7 @@ import pytest
 
 from ctxextend.errors import RefusedError
 from ctxextend.inspection import Inspection
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from tests.golden import by_hand
 from tests.golden.support import (
     after,

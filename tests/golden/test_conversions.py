@@ -13,7 +13,7 @@ import math
 
 import pytest
 
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from tests.golden import by_hand
 from tests.golden.support import after, after_texts, codes, config_of, planned, planned_group, state_after
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from tests.golden import by_hand
 from tests.golden.support import after, codes, config_of, contents, planned, state_after
 

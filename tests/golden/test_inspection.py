@@ -9,7 +9,7 @@ import pytest
 from msgspec import Struct
 
 from ctxextend.errors import CtxextendError
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from ctxextend.scaling import Llama3, LongRope, Yarn
 from tests.golden.support import NAMES, changed, contents, group_of, inspected
 

@@ -10,7 +10,8 @@ import pytest
 
 from ctxextend.contents import Contents
 from ctxextend.errors import RefusedError
-from ctxextend.plan import Plan, Recipe
+from ctxextend.plan import Plan
+from ctxextend.recipe import Recipe
 from tests.golden.support import after_texts, changed, contents, inspected, planned, with_text
 from tests.golden.test_inspection import WANTED
 

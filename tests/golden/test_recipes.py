@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ctxextend.lengths import parse_tokens
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from tests.golden.support import NAMES, after, codes, config_of, planned
 
 RECIPES: Final = Path(__file__).parents[2] / "recipes"

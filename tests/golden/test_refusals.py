@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctxextend.errors import CtxextendError, RefusedError, UsageError
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from tests.golden import by_hand
 from tests.golden.support import after, changed, contents, inspected, planned, state_after
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from ctxextend.changes import EditJson
 from ctxextend.contents import Contents
-from ctxextend.plan import EditJson, Plan, Recipe
+from ctxextend.plan import Plan
+from ctxextend.recipe import Recipe
 from tests.golden.support import after_texts, contents, converted, inspected, planned, with_text
 
 #: Name, first target, second target, method: what was trained in, bolted on, plain, nested, latent.

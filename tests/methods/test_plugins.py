@@ -12,7 +12,7 @@ import pytest
 from ctxextend.errors import UnknownNameError, UsageError
 from ctxextend.methods import Base, decode_options, find_method, third_party_methods
 from ctxextend.methods.base import Options
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeSpec
 from ctxextend.scaling import Linear, table
 from tests.factories import config, converted, planned

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctxextend.changes import EditJson
 from ctxextend.errors import RefusedError
 from ctxextend.formats.json_edit import apply_edits, edit_text
 from ctxextend.inspection import inspect
-from ctxextend.plan import EditJson, Plan, Recipe, edits_of, make_plan
+from ctxextend.plan import Plan, edits_of, make_plan
+from ctxextend.recipe import Recipe
 from ctxextend.record import KEY, find_record, undo
 from ctxextend.runtimes import readers_of
 from tests.factories import config, contents, converted_text, planned

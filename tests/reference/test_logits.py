@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeTable
 from tests.factories import config, converted, planned
 

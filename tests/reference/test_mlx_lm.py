@@ -19,7 +19,7 @@ from mlx_lm.models.deepseek_v2 import DeepseekV2YarnRotaryEmbedding
 from mlx_lm.utils import _get_classes
 
 from ctxextend.families import FAMILIES, Family
-from ctxextend.plan import Recipe
+from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeTable
 from ctxextend.runtimes.mlx_lm import MlxLm
 from ctxextend.scaling import Yarn, table

@@ -17,7 +17,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ctxextend.errors import RefusedError
 from ctxextend.families import FAMILIES, Family
-from ctxextend.plan import Plan, Recipe
+from ctxextend.plan import Plan
+from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeTable
 from tests.factories import converted, family_config, planned
 

@@ -1,0 +1,163 @@
+"""What a plan does to files: edits of JSON documents with the record of what they said, and what is carried.
+
+Pure: works on the documents of :class:`Contents`, as they stand and as they were before an earlier
+conversion of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ctxextend.contents import Contents
+from ctxextend.formats.json_edit import Edit, apply_edits, value_at
+from ctxextend.inspection import Inspection
+from ctxextend.record import KEY, Record, before, pointer, undo
+from ctxextend.version import VERSION
+
+#: What an earlier output of ours holds beside the checkpoint's own files: made anew, never carried.
+OURS: Final = frozenset({"ctxextend.json", "ctxextend-overrides.json"})
+
+#: Above this a tokenizer's model_max_length stands for "no limit".
+SENTINEL: Final = 10**18
+
+
+class EditJson(Struct, frozen=True, kw_only=True, tag_field="kind", tag="edit-json"):
+    """One change of a JSON file at an RFC 6901 pointer. A missing side means that the key isn't there."""
+
+    file: str
+    pointer: str
+    before: Any | UnsetType = UNSET
+    after: Any | UnsetType = UNSET
+
+
+class Carry(Struct, frozen=True, kw_only=True, tag_field="kind", tag="carry"):
+    """Files taken over as they are, never parsed."""
+
+    files: tuple[str, ...]
+    size_bytes: int
+
+
+Action = EditJson | Carry
+
+
+def side_edits(contents: Contents, inspection: Inspection, target: int) -> dict[str, tuple[Edit, ...]]:
+    """The limits of the tokenizer and of generation, judged by what they were before an earlier conversion."""
+    edits: dict[str, tuple[Edit, ...]] = {}
+    limit = _before_us(contents, inspection, "tokenizer_config.json").get("model_max_length")
+    if isinstance(limit, int | float) and not isinstance(limit, bool) and limit < target < SENTINEL:
+        edits["tokenizer_config.json"] = (Edit(path=("model_max_length",), value=target),)
+    truncation = _before_us(contents, inspection, "tokenizer.json").get("truncation") or {}
+    cut = truncation.get("max_length")
+    if isinstance(cut, int) and cut < target:
+        edits["tokenizer.json"] = (Edit(path=("truncation", "max_length"), value=target),)
+    longest = _before_us(contents, inspection, "generation_config.json").get("max_length")
+    # A max_length at or above the trained length was meant as the model's own limit; a smaller one is a choice.
+    if type(longest) is int and inspection.trained_context <= longest < target:
+        edits["generation_config.json"] = (Edit(path=("max_length",), value=target),)
+    return edits
+
+
+def with_record(
+    contents: Contents,
+    inspection: Inspection,
+    edits: Mapping[str, tuple[Edit, ...]],
+    digest: str,
+    *,
+    method: str,
+    target: int,
+) -> dict[str, tuple[Edit, ...]]:
+    """Edits of the documents as they stand: an earlier conversion undone, the new one and its record done."""
+    old = inspection.record
+    base_edits = {file: edits.get(file, ()) for file in {*edits, *(old.base if old else ())}}
+    base = {}
+    for file, wanted in base_edits.items():
+        document = _document(contents, file)
+        restored = apply_edits(document, undo(old, file)) if old else document
+        base[file] = before(restored, wanted)
+    record = Record(
+        version=VERSION,
+        method=method,
+        trained_context=inspection.trained_context,
+        target_context=target,
+        plan=digest,
+        base={file: said for file, said in sorted(base.items()) if said.values or said.absent},
+    )
+    block = Edit(path=(KEY,), value=as_json(record))
+    final: dict[str, tuple[Edit, ...]] = {}
+    for file, wanted in base_edits.items():
+        undone = undo(old, file) if old else ()
+        sequence = (*undone, *wanted, *((block,) if file == "config.json" else ()))
+        changed = _net(_document(contents, file), sequence)
+        if changed:
+            final[file] = changed
+    return final
+
+
+def _net(document: Mapping[str, Any], sequence: Sequence[Edit]) -> tuple[Edit, ...]:
+    """One edit for each place whose value really changes, in the order of first mention."""
+    final = apply_edits(dict(document), sequence)
+    net = []
+    for path in dict.fromkeys(edit.path for edit in sequence):
+        was, now = value_at(dict(document), path), value_at(final, path)
+        if _same(was, now):
+            continue
+        net.append(Edit(path=path, value=now))
+    return tuple(net)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal as JSON text: 8 and 8.0 differ, True and 1 differ, key order counts."""
+    if a is UNSET or b is UNSET:
+        return a is b
+    return json.dumps(a) == json.dumps(b)
+
+
+def _document(contents: Contents, file: str) -> dict[str, Any]:
+    document = contents.documents.get(file)
+    if document is not None:
+        return document.value
+    # tokenizer.json is only known by its truncation; the edit replaces one number in it.
+    return {"truncation": dict(contents.tokenizer_truncation or {})} if file == "tokenizer.json" else {}
+
+
+def _before_us(contents: Contents, inspection: Inspection, file: str) -> dict[str, Any]:
+    """A document as it was before an earlier conversion."""
+    document = _document(contents, file)
+    return apply_edits(document, undo(inspection.record, file)) if inspection.record else document
+
+
+def actions_of(contents: Contents, final: Mapping[str, tuple[Edit, ...]]) -> tuple[Action, ...]:
+    actions: list[Action] = []
+    for file, edits in sorted(final.items()):
+        document = _document(contents, file)
+        for edit in edits:
+            was = value_at(document, edit.path)
+            actions.append(EditJson(file=file, pointer=pointer(edit.path), before=was, after=edit.value))
+    carried = [f for f in contents.files if f.path not in final and f.path not in OURS]
+    size = sum(file.size_bytes for file in carried)
+    return (*actions, Carry(files=tuple(file.path for file in carried), size_bytes=size))
+
+
+def digest_of(
+    inspection: Inspection, edits: Mapping[str, tuple[Edit, ...]], *, method: str, trained: int, target: int
+) -> str:
+    value = {
+        "config": inspection.config,
+        "edits": {file: msgspec.to_builtins(changes) for file, changes in sorted(edits.items())},
+        "method": method,
+        "trained": trained,
+        "target": target,
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def as_json(value: Struct) -> dict[str, Any]:
+    """The value as a JSON reader gives it back (lists, not tuples), so that a saved plan equals the one made."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return found

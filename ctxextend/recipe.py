@@ -1,0 +1,71 @@
+"""What the user wants: the one value that flags, recipe files and Python callers all build."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+from ctxextend.errors import UsageError
+from ctxextend.inspection import BaseChoice, SlidingWindow
+from ctxextend.runtimes import DEFAULT_RUNTIMES
+
+#: Which forms of a scaling may be written.
+Carrier = Literal["auto", "native", "factors"]
+
+#: Positions are 32-bit whole numbers in every runtime.
+LONGEST: Final = 2**31 - 1
+
+
+class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the user wants. Lengths count tokens; ``target`` or ``factor`` is needed."""
+
+    method: str = "auto"
+    target: int | None = None
+    factor: float | None = None
+    original_context: int | None = None
+    base: BaseChoice = "auto"
+    options: Mapping[str, Any] = {}
+    layers: tuple[str, ...] = ()
+    sliding_window: SlidingWindow = "keep"
+    fine_tune: bool = False
+    family: str | None = None
+    runtimes: tuple[str, ...] = DEFAULT_RUNTIMES
+    carrier: Carrier = "auto"
+    allow: tuple[str, ...] = ()
+
+
+def resolve_target(recipe: Recipe, trained: int) -> int:
+    """The target length in tokens. Raises :class:`UsageError` for numbers that can't be or don't agree."""
+    for name, number in (("--target", recipe.target), ("--factor", recipe.factor)):
+        if number is not None and not (math.isfinite(number) and number > 0):
+            raise UsageError(f"{name} must be a positive number", code="bad-number", key=name, found=str(number))
+    asked = recipe.target or trained * (recipe.factor or 1.0)
+    if asked > LONGEST:
+        raise UsageError(
+            "no runtime counts that far",
+            code="bad-number",
+            key="--target" if recipe.target else "--factor",
+            expected=f"at most {LONGEST} tokens",
+            found=f"{asked:.6g} tokens",
+        )
+    if recipe.factor is None:
+        if recipe.target is None:
+            raise UsageError(
+                "how far to extend isn't said",
+                code="no-target",
+                hint="--target 128k, or --factor 4",
+            )
+        return recipe.target
+    reached = round(trained * recipe.factor)
+    if recipe.target is not None and recipe.target not in (int(trained * recipe.factor), reached):
+        raise UsageError(
+            "--target and --factor don't agree",
+            code="target-and-factor",
+            expected=f"{trained} x {recipe.factor:g} = {reached}",
+            found=f"--target {recipe.target}",
+            hint="give only one of them; if the trained length is another, add --original-context",
+        )
+    return recipe.target or reached

@@ -1,0 +1,193 @@
+"""From a recipe to a scaling that the runtimes can read: methods tried in order, each by its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ctxextend.changes import as_json
+from ctxextend.encoding import Chosen, PlanWarning, choose_encoding, misreaders
+from ctxextend.errors import RefusedError, UsageError
+from ctxextend.formats.json_edit import Edit, apply_edits
+from ctxextend.inspection import Inspection
+from ctxextend.methods import Options, decode_options, find_method
+from ctxextend.methods.auto import Choice, choices
+from ctxextend.methods.base import Base, HasVariants, Method
+from ctxextend.recipe import Recipe
+from ctxextend.runtimes import DEFAULT_RUNTIMES
+from ctxextend.scaling import Scaling, table
+
+
+class Solution(Struct, frozen=True, kw_only=True):
+    """A method that worked out: its scalings by label and the form that was chosen for them."""
+
+    method: str
+    options: Mapping[str, Any]
+    scalings: Mapping[str, Scaling]
+    chosen: Chosen
+
+
+def wanted_bases(inspection: Inspection, recipe: Recipe) -> dict[str, Base]:
+    """The bases of the layers to extend, by label."""
+    ropes = {g.label: g for g in inspection.groups if g.base is not None}
+    default = [group.label for group in inspection.groups if group.extendable]
+    labels = recipe.layers or tuple(default)
+    for label in labels:
+        if label not in ropes:
+            raise UsageError(
+                f"there are no layers with a rope called {label}",
+                code="unknown-layers",
+                key="--layers",
+                expected=", ".join(ropes),
+                found=label,
+            )
+    if inspection.family.form != "nested" and default and set(labels) != set(default):
+        raise RefusedError(
+            "this family's config holds one rope for all its layers, so they can't be extended apart",
+            code="one-rope",
+            file="config.json",
+            key="rope_scaling",
+            expected=", ".join(default),
+            found=", ".join(labels),
+            hint="leave --layers away",
+        )
+    return {label: base for label in labels if (base := ropes[label].base) is not None}
+
+
+def solve(
+    inspection: Inspection,
+    recipe: Recipe,
+    wanted: Mapping[str, Base],
+    target: int,
+    factor: float,
+    windows: tuple[Edit, ...],
+) -> tuple[Solution, tuple[str, ...]]:
+    """The first choice that every runtime reads as planned, and why it was chosen."""
+    if recipe.method == "auto":
+        if recipe.options:
+            raise UsageError("auto takes no parameters", code="bad-parameter", hint="name a method with --method")
+        order: Sequence[Choice] = choices(factor, fine_tune=recipe.fine_tune)
+    else:
+        order = (Choice(method=recipe.method, reason=""),)
+    reasons: list[str] = []
+    refused: RefusedError | None = None
+    for choice in order:
+        method = find_method(choice.method)
+        try:
+            solution = _with_method(inspection, recipe, wanted, target, method, windows)
+        except RefusedError as error:
+            if error.code != "unreadable":
+                raise
+            refused = refused or error
+            reasons.append(f"not {choice.method}: {error.message}")
+            continue
+        if choice.reason:
+            reasons.append(f"{choice.method}: {choice.reason}")
+        return solution, tuple(reasons)
+    assert refused is not None
+    raise refused
+
+
+def _with_method(
+    inspection: Inspection,
+    recipe: Recipe,
+    wanted: Mapping[str, Base],
+    target: int,
+    method: Method,
+    windows: tuple[Edit, ...],
+) -> Solution:
+    """The method's first variant that the runtimes read alike. Raises the first variant's refusal if none is."""
+    options = decode_options(method, recipe.options)
+    first = next(iter(wanted.values()))
+    variants = method.variants(first, options) if isinstance(method, HasVariants) else (options,)
+    refused: RefusedError | None = None
+    for variant in variants:
+        scalings = _scalings(method, wanted, target, variant)
+        try:
+            chosen = choose_encoding(
+                apply_edits(dict(inspection.config), windows),
+                inspection.family,
+                {label: base.spec for label, base in wanted.items()},
+                scalings,
+                target=target,
+                required=recipe.runtimes,
+                carriers=recipe.carrier,
+                method=method.name,
+                kept={g.label: g.base.table() for g in inspection.groups if g.base and g.label not in wanted},
+                excused=_excused(inspection, recipe, wanted),
+                allow="unreadable" in recipe.allow,
+            )
+        except RefusedError as error:
+            refused = refused or error
+            continue
+        said = _said_options(method, variant)
+        if refused is not None:
+            wished = _scalings(method, wanted, target, variants[0])
+            chosen = _with_caution(chosen, _second_best(wanted, wished, scalings, target, said, refused))
+        return Solution(method=method.name, options=said, scalings=scalings, chosen=chosen)
+    assert refused is not None
+    raise refused
+
+
+def _excused(inspection: Inspection, recipe: Recipe, wanted: Mapping[str, Base]) -> frozenset[str]:
+    """Runtimes nobody named that already misread a trained-in scaling: no conversion makes them right."""
+    if recipe.runtimes != DEFAULT_RUNTIMES or any(base.scaling is None for base in wanted.values()):
+        return frozenset()
+    return misreaders(
+        inspection.config,
+        inspection.family,
+        {label: base.table() for label, base in wanted.items()},
+        trained=inspection.trained_context,
+        required=recipe.runtimes,
+    )
+
+
+def _scalings(method: Method, wanted: Mapping[str, Base], target: int, options: Options) -> dict[str, Scaling]:
+    try:
+        return {label: method.solve(base, target, options) for label, base in wanted.items()}
+    except ValueError as error:
+        raise UsageError(
+            f"{method.name} can't be used here: {error}", code="bad-parameter", hint=_option_hint(method)
+        ) from error
+
+
+def _said_options(method: Method, options: Options) -> dict[str, Any]:
+    """The parameters that aren't the method's defaults."""
+    default = as_json(method.options())
+    return {key: value for key, value in as_json(options).items() if value != default[key]}
+
+
+def _with_caution(chosen: Chosen, caution: PlanWarning) -> Chosen:
+    return msgspec.structs.replace(chosen, warnings=(caution, *chosen.warnings))
+
+
+def _second_best(
+    wanted: Mapping[str, Base],
+    wished: Mapping[str, Scaling],
+    taken: Mapping[str, Scaling],
+    target: int,
+    said: Mapping[str, Any],
+    refused: RefusedError,
+) -> PlanWarning:
+    """What it costs that the first variant couldn't be written."""
+    label = next(iter(wanted))
+    spec = wanted[label].spec
+    best, got = (table(spec, scalings[label], length=target) for scalings in (wished, taken))
+    error = got.error_against(best)
+    words = " ".join(f"--set {key}={value}" for key, value in said.items())
+    return PlanWarning(
+        code="second-best",
+        message=f"{refused.message}; {words} was taken instead: its frequencies differ from that by "
+        f"{100.0 * error:.3g} % at most, its attention factor is {got.attention_factor:.5g} "
+        f"(not {best.attention_factor:.5g}), its softmax factor {got.softmax_factor:.5g} "
+        f"(not {best.softmax_factor:.5g})",
+        hint=f"say {words} to settle it, or name fewer --runtimes",
+    )
+
+
+def _option_hint(method: Method) -> str:
+    fields = [field.name for field in msgspec.structs.fields(method.options)]
+    return f"parameters of {method.name}: {', '.join(fields)}" if fields else "it has no parameters"
