@@ -79,14 +79,14 @@ def choose_encoding(
         goal = _static(planned) if candidate.name == "theta" else planned
         verdicts = judge(edited, family, goal, target=target, required=required, dynamic=dynamic)
         if all(verdict.agrees or verdict.reader in excused for verdict in verdicts):
-            return _chosen(candidate, edited, family, verdicts, scalings, target)
+            return _chosen(candidate, edited, family, verdicts, scalings, target, excused)
         tried.append((candidate, verdicts))
     if not tried:
         raise _no_form(method, family, carriers)
     best, verdicts = max(tried, key=lambda pair: sum(verdict.agrees for verdict in pair[1]))
     if allow:
         edited = apply_edits(dict(config), best.edits)
-        return _chosen(best, edited, family, verdicts, scalings, target)
+        return _chosen(best, edited, family, verdicts, scalings, target, excused)
     raise _unreadable(method, best, verdicts)
 
 
@@ -183,21 +183,26 @@ def _chosen(
     verdicts: tuple[Verdict, ...],
     scalings: Mapping[str, Scaling],
     target: int,
+    excused: frozenset[str],
 ) -> Chosen:
     written = {group.label: group.spec for group in read_rope(edited, family).groups}
     thetas = {label: spec.rope_theta for label in scalings if (spec := written[label]) is not None}
     return Chosen(
         encoding=candidate,
         rope_theta=thetas,
-        warnings=(*_cautions(verdicts, target), *_by_form(candidate, scalings)),
+        warnings=(*_cautions(verdicts, target, excused), *_by_form(candidate, scalings)),
     )
 
 
-def _cautions(verdicts: tuple[Verdict, ...], target: int) -> Iterator[PlanWarning]:
+def _cautions(verdicts: tuple[Verdict, ...], target: int, excused: frozenset[str]) -> Iterator[PlanWarning]:
     for verdict in verdicts:
         reading, who = verdict.reading, f"{verdict.reader} {verdict.versions}"
         if not verdict.agrees:
-            yield PlanWarning(code="unreadable", message=f"{who} doesn't read the planned table: {verdict.reason}")
+            source = (
+                "; it reads the checkpoint itself otherwise than it was trained" if verdict.reader in excused else ""
+            )
+            message = f"{who} doesn't read the planned table: {verdict.reason}{source}"
+            yield PlanWarning(code="unreadable", message=message)
         if reading.absent:
             yield PlanWarning(code="runtime-absent", message=f"{who} can't run this model: {reading.problem}")
         if reading.caution is not None:

@@ -176,14 +176,15 @@ def _second_best(
     label = next(iter(wanted))
     spec = wanted[label].spec
     best, got = (table(spec, scalings[label], length=target) for scalings in (wished, taken))
-    error = got.error_against(best)
     words = " ".join(f"--set {key}={value}" for key, value in said.items())
+    differences = [f"frequencies by {100.0 * got.error_against(best):.3g} % at most"]
+    for name in ("attention_factor", "softmax_factor"):
+        ours, theirs = getattr(got, name), getattr(best, name)
+        if ours != theirs:
+            differences.append(f"{name} {ours:.5g} instead of {theirs:.5g}")
     return PlanWarning(
         code="second-best",
-        message=f"{refused.message}; {words} was taken instead: its frequencies differ from that by "
-        f"{100.0 * error:.3g} % at most, its attention factor is {got.attention_factor:.5g} "
-        f"(not {best.attention_factor:.5g}), its softmax factor {got.softmax_factor:.5g} "
-        f"(not {best.softmax_factor:.5g})",
+        message=f"{refused.message}; {words} was taken instead, which differs from it: {', '.join(differences)}",
         hint=f"say {words} to settle it, or name fewer --runtimes",
     )
 
