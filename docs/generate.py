@@ -92,8 +92,8 @@ def runtimes_page() -> str:
     """Whose reading is known, and how."""
     rows = [(f"`{r.runtime}`", r.versions, r.evidence, " ".join((type(r).__doc__ or "").split())) for r in READERS]
     return (
-        "# Runtimes\n\n*run*: its reading was compared with the runtime itself; for transformers 5 and MLX-LM the tests "
-        "repeat that. *read*: it was read in the runtime's source, named at the top of its file in "
+        "# Runtimes\n\n*run*: its reading was compared with the runtime itself; for transformers 5 and MLX-LM the "
+        "tests repeat that. *read*: it was read in the runtime's source, named at the top of its file in "
         "`ctxextend/runtimes/`.\n\n" + _table(("runtime", "versions", "known by", "reads"), rows)
     )
 
