@@ -24,8 +24,8 @@ from ctxextend.checkpoint.documents import parse_document
 from ctxextend.contents import Contents
 from ctxextend.encoding import Verdict, judge
 from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
+from ctxextend.families import find_family
 from ctxextend.formats.json_edit import Edit, edit_text, value_at
-from ctxextend.inspection import inspect
 from ctxextend.plan import Plan, edits_of
 from ctxextend.record import path_of
 from ctxextend.runtimes.overrides import overrides
@@ -95,7 +95,6 @@ def convert(
     out: Path,
     *,
     options: Options | None = None,
-    family: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the checkpoint of ``plan`` to ``out``. ``folder`` holds the source that ``contents`` was read from.
@@ -115,7 +114,7 @@ def convert(
             check_places(folder, out, force=options.force)
             if not options.config_only:
                 check_space([folder / name for name in carried(plan)], staging, options.link_mode)
-            return _build(plan, contents, folder, staging, texts, options=options, family=family, report=report)
+            return _build(plan, contents, folder, staging, texts, options=options, report=report)
     except OSError as error:
         raise _output_error(error, out) from error
 
@@ -128,7 +127,6 @@ def _build(
     texts: Mapping[str, str],
     *,
     options: Options,
-    family: str | None,
     report: Progress,
 ) -> Manifest:
     files = []
@@ -143,7 +141,7 @@ def _build(
         files.append(_write_overrides(plan, contents, staging))
     else:
         files += _carry_all(plan, contents, folder, staging, options, report)
-    verified = verify(plan, staging, contents, family=family)
+    verified = verify(plan, staging)
     manifest = Manifest(
         version=VERSION,
         plan=plan,
@@ -186,28 +184,29 @@ def carried(plan: Plan) -> tuple[str, ...]:
     return tuple(name for action in plan.actions if isinstance(action, Carry) for name in action.files)
 
 
-def verify(plan: Plan, output: Path, contents: Contents, *, family: str | None = None) -> tuple[Verified, ...]:
-    """Read ``output`` back as every runtime of the plan would. Raises :class:`DisagreementError` if one differs."""
-    config = read_text(output, "config.json").value
-    single = msgspec.structs.replace(
-        contents, documents={**contents.documents, "config.json": read_text(output, "config.json")}
-    )
-    row = inspect(single, family=family).family
+def verify(plan: Plan, output: Path) -> tuple[Verified, ...]:
+    """Read ``output`` back as every runtime of the plan would. Raises :class:`DisagreementError` if one differs.
+
+    Not for the runtimes of which the plan itself says that they read something else.
+    """
     planned = {g.label: g.after.table for g in plan.groups if g.after is not None}
     scalings = [g.after.scaling for g in plan.groups if g.extended and g.after is not None]
     encodings = {g.after.encoding for g in plan.groups if g.extended and g.after is not None}
     dynamic = any(isinstance(s, Dynamic) for s in scalings) and encodings == {"native"}
-    if not dynamic:
-        planned = {
-            label: msgspec.structs.replace(goal, switches=()) if "theta" in encodings else goal
-            for label, goal in planned.items()
-        }
-    verdicts = judge(config, row, planned, target=plan.target_context, required=plan.runtimes, dynamic=dynamic)
-    known = any(warning.code == "unreadable" for warning in plan.warnings)
+    if "theta" in encodings:
+        planned = {label: msgspec.structs.replace(goal, switches=()) for label, goal in planned.items()}
+    verdicts = judge(
+        read_text(output, "config.json").value,
+        find_family({}, treat_as=plan.family),
+        planned,
+        target=plan.target_context,
+        required=plan.runtimes,
+        dynamic=dynamic,
+    )
     for verdict in verdicts:
-        if not verdict.agrees and not known and plan.method != "none":
+        if not verdict.agrees and verdict.name not in plan.misread and plan.method != "none":
             raise DisagreementError(
-                f"{verdict.reader} {verdict.versions} would not read what was planned: {verdict.reason}",
+                f"{verdict.name} would not read what was planned: {verdict.reason}",
                 code="disagreement",
                 file="config.json",
                 hint="this should not happen: please report it with the output of 'plan --json'",

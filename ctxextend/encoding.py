@@ -31,10 +31,14 @@ class PlanWarning(Struct, frozen=True, kw_only=True):
 
 
 class Chosen(Struct, frozen=True, kw_only=True):
-    """The form that was chosen, the base it writes for each label, and what its readers do beside."""
+    """The form that was chosen, the base it writes for each label, and what its readers do beside.
+
+    ``misread``: the readers that are known to read another table in it.
+    """
 
     encoding: Encoding
     rope_theta: Mapping[str, float]
+    misread: tuple[str, ...]
     warnings: tuple[PlanWarning, ...]
 
 
@@ -47,6 +51,11 @@ class Verdict(Struct, frozen=True, kw_only=True):
     reason: str | None
     reading: Reading
     frequency_error: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The reader with its versions."""
+        return f"{self.reader} {self.versions}"
 
 
 def choose_encoding(
@@ -78,7 +87,7 @@ def choose_encoding(
         edited = apply_edits(dict(config), candidate.edits)
         goal = _static(planned) if candidate.name == "theta" else planned
         verdicts = judge(edited, family, goal, target=target, required=required, dynamic=dynamic)
-        if all(verdict.agrees or verdict.reader in excused for verdict in verdicts):
+        if all(verdict.agrees or verdict.name in excused for verdict in verdicts):
             return _chosen(candidate, edited, family, verdicts, scalings, target, excused)
         tried.append((candidate, verdicts))
     if not tried:
@@ -115,7 +124,7 @@ def misreaders(
 ) -> frozenset[str]:
     """The runtimes that read a checkpoint otherwise than it was trained, before anything was done to it."""
     verdicts = judge(config, family, tables, target=trained, required=required)
-    return frozenset(verdict.reader for verdict in verdicts if not verdict.agrees)
+    return frozenset(verdict.name for verdict in verdicts if not verdict.agrees)
 
 
 def _verdict(
@@ -190,17 +199,16 @@ def _chosen(
     return Chosen(
         encoding=candidate,
         rope_theta=thetas,
+        misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
         warnings=(*_cautions(verdicts, target, excused), *_by_form(candidate, scalings)),
     )
 
 
 def _cautions(verdicts: tuple[Verdict, ...], target: int, excused: frozenset[str]) -> Iterator[PlanWarning]:
     for verdict in verdicts:
-        reading, who = verdict.reading, f"{verdict.reader} {verdict.versions}"
+        reading, who = verdict.reading, verdict.name
         if not verdict.agrees:
-            source = (
-                "; it reads the checkpoint itself otherwise than it was trained" if verdict.reader in excused else ""
-            )
+            source = "; it reads the checkpoint itself otherwise than it was trained" if verdict.name in excused else ""
             message = f"{who} doesn't read the planned table: {verdict.reason}{source}"
             yield PlanWarning(code="unreadable", message=message)
         if reading.absent:
@@ -252,9 +260,11 @@ def _no_form(method: str, family: Family, carriers: str) -> RefusedError:
         file="config.json",
         key="rope_scaling",
         found=f"--carrier {carriers}",
-        hint="--method ntk changes rope_theta alone; --carrier auto allows every form"
-        if carriers == "auto"
-        else "--carrier auto allows the other forms",
+        hint="--carrier auto allows the other forms"
+        if carriers != "auto"
+        else "a method that the family's own scaling can express, such as its own with another factor"
+        if method == "ntk"
+        else "--method ntk changes rope_theta alone",
     )
 
 

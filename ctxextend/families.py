@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from ctxextend.errors import RefusedError, UnknownNameError, nearest
-from ctxextend.rope import Layout, Pairing
+from ctxextend.rope import Pairing
 
 #: How positions reach attention.
 Position = Literal["rope", "alibi", "learned", "sinusoidal", "none"]
@@ -73,7 +73,8 @@ class Family(Struct, frozen=True, kw_only=True):
     #: The sliding layers' own base, where the family has one.
     local_theta_key: str | None = None
     local_rope_theta: float | None = None
-    partial_rotary_keys: tuple[str, ...] = ("partial_rotary_factor",)
+    #: Empty for a family that rotates whole heads: the key does nothing good there.
+    partial_rotary_keys: tuple[str, ...] = ()
     partial_rotary_factor: float = 1.0
     head_dim_key: str = "head_dim"
     head_dim: int | None = None
@@ -83,7 +84,6 @@ class Family(Struct, frozen=True, kw_only=True):
     #: The class's own original length, which wins over the one inside the settings.
     original_max_position_embeddings: int | None = None
     pairing: Pairing = "half"
-    layout: Layout = "leading"
     #: Heads of queries and of the KV cache, where config.json is silent (None: queries as many as it
     #: says, the cache as many as queries).
     num_attention_heads: int | None = None
@@ -103,6 +103,8 @@ class Family(Struct, frozen=True, kw_only=True):
     softmax_mscale: bool = False
     #: The scaling of the configuration class, where config.json is silent.
     default_scaling: Mapping[str, Any] | None = None
+    #: transformers 4 takes exactly the keys type and factor in rope_scaling.
+    older_form_of_two_keys: bool = False
     #: The scalings that the family's code reads; None: all.
     rope_types: tuple[str, ...] | None = None
     #: Whether a published scaling of a type was trained in. A type that isn't here is undecidable.
@@ -233,6 +235,7 @@ _ROWS: Final = (
         # https://huggingface.co/zai-org/GLM-4-9B-0414: its card adds yarn by hand
         name="glm4",
         model_types=("glm4",),
+        partial_rotary_keys=("partial_rotary_factor",),
         partial_rotary_factor=0.5,
         max_position_embeddings=131072,
         pairing="interleaved",
@@ -248,7 +251,7 @@ _ROWS: Final = (
         name="gpt_neox",
         model_types=("gpt_neox",),
         theta_keys=("rotary_emb_base", "rope_theta"),
-        partial_rotary_keys=("partial_rotary_factor", "rotary_pct"),
+        partial_rotary_keys=("rotary_pct",),
         partial_rotary_factor=0.25,
         max_position_embeddings=2048,
         kv_heads_keys=(),
@@ -387,6 +390,7 @@ _ROWS: Final = (
         name="olmo",
         model_types=("olmo",),
         max_position_embeddings=2048,
+        older_form_of_two_keys=True,
         origins=_ANY,
     ),
     Family(
@@ -394,6 +398,7 @@ _ROWS: Final = (
         name="olmo2",
         model_types=("olmo2",),
         max_position_embeddings=2048,
+        older_form_of_two_keys=True,
         origins=_ANY,
     ),
     Family(
@@ -417,6 +422,7 @@ _ROWS: Final = (
         # https://huggingface.co/microsoft/phi-2/blob/main/config.json
         name="phi",
         model_types=("phi",),
+        partial_rotary_keys=("partial_rotary_factor",),
         partial_rotary_factor=0.5,
         max_position_embeddings=2048,
         origins=_ANY,
@@ -426,6 +432,7 @@ _ROWS: Final = (
         name="phi3",
         model_types=("phi3",),
         form="phi3",
+        partial_rotary_keys=("partial_rotary_factor",),
         max_position_embeddings=4096,
         original_max_position_embeddings=4096,
         rope_types=("longrope",),
@@ -514,6 +521,7 @@ _ROWS: Final = (
         # https://huggingface.co/stabilityai/stablelm-2-1_6b/blob/main/config.json
         name="stablelm",
         model_types=("stablelm",),
+        partial_rotary_keys=("partial_rotary_factor",),
         partial_rotary_factor=0.25,
         max_position_embeddings=4096,
         origins=_ANY,

@@ -17,7 +17,7 @@ from ctxextend.families import Family, Form, Origin, Position, find_family
 from ctxextend.formats.hf_layers import whole_number
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope, text_config
 from ctxextend.formats.json_edit import Edit, apply_edits
-from ctxextend.formats.rope_keys import explain, type_of
+from ctxextend.formats.rope_keys import LENGTH_SYNONYMS, explain, type_of
 from ctxextend.kv_cache import KvCache, kv_cache
 from ctxextend.methods.base import Base
 from ctxextend.parameters import Quantisation, count_parameters, quantisation, rotary_buffers
@@ -97,6 +97,16 @@ def inspect(
     as), :class:`CheckpointError` for values that can't be.
     """
     record = find_record(contents.config)
+    if record is not None and base == "trained":
+        raise RefusedError(
+            "an earlier conversion of ctxextend wrote this rope, and extensions start from what was before it",
+            code="ours-as-base",
+            file="config.json",
+            key=KEY,
+            found=f"{record.method} to {record.target_context}",
+            hint=f"if the weights were trained on with it, remove {KEY!r} from config.json, then --base trained "
+            f"--original-context {record.target_context}",
+        )
     config = base_config(contents.config, record)
     row = find_family(config, treat_as=family)
     position: Position = "alibi" if row.alibi_key and config.get(row.alibi_key) is True else row.position
@@ -215,26 +225,59 @@ def _trained(
     stated = rope.max_position_embeddings
     group = _main_group(rope)
     scaling = group.scaling if group else None
-    origin = origins.get(group.label) if group else None
-    reached = _reached(scaling)
-    if scaling is None or isinstance(scaling, Dynamic | Rebase):
+    if group is None or scaling is None or isinstance(scaling, Dynamic | Rebase):
         return _stated(family, rope, stated)
-    if origin == "bolted-on":
+    if origins.get(group.label) == "bolted-on":
         return _under_bolted_on(family, scaling, rope, stated)
-    original = _original(scaling)
-    unraised = stated == original or family.overstated.get(stated) == original
-    if reached is not None and unraised and reached > stated:
+    return _with_trained_in(family, group, scaling, rope, stated)
+
+
+def _with_trained_in(
+    family: Family, group: RopeGroup, scaling: Scaling, rope: HfRope, stated: int
+) -> tuple[int, tuple[Note, ...]]:
+    """The length that weights with a scaling trained in were trained for: with it, so past the original length."""
+    published = family.origins.get(type_of(group.settings)) == "trained"
+    factor = getattr(scaling, "factor", 1.0)
+    if any(note.code == "original-length-missing" for note in rope.notes):
+        return stated, (_unknown(stated, int(stated * factor)),)
+    reached = _reached(scaling)
+    if reached is not None and reached > stated:
         return reached, (
             Note(
                 code="length-not-raised",
-                message=f"max_position_embeddings is still the original {stated}; the scaling reaches {reached}",
+                message=f"max_position_embeddings is {stated}, but the trained-in scaling reaches {reached}",
             ),
             _known("the trained-in scaling's original length times its factor", reached),
         )
+    if isinstance(scaling, Llama3) and stated == scaling.original_max_position_embeddings:
+        return stated, (_unknown(stated, int(stated * factor)),)
+    if isinstance(scaling, Linear) and not published:
+        raised = int(stated * factor)
+        if any(rope.text.get(key) == raised for key in LENGTH_SYNONYMS):
+            return raised, (_known("another of the config's lengths, the stated one times the factor", raised),)
+        return stated, (_unknown(stated, raised),)
     return stated, (_known("max_position_embeddings", stated),)
 
 
+def _unknown(one: int, other: int) -> Note:
+    return Note(
+        code="original-length-unknown",
+        message=f"the config doesn't say what was trained: {one} if its length goes with the scaling, {other} if it "
+        "is still the one from before; --original-context says which",
+    )
+
+
 def _stated(family: Family, rope: HfRope, stated: int) -> tuple[int, tuple[Note, ...]]:
+    chunked = rope.text.get("dual_chunk_attention_config")
+    before = whole_number(chunked, "original_max_position_embeddings") if isinstance(chunked, dict) else None
+    if before is not None and before < stated:
+        return before, (
+            Note(
+                code="length-overstated",
+                message=f"max_position_embeddings is {stated}, which dual chunk attention reaches from {before}; "
+                "--original-context overrides this",
+            ),
+        )
     own = whole_number(rope.text, family.trained_context_key)
     if own is not None and own > stated:
         return own, (

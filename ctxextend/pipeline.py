@@ -54,7 +54,6 @@ def run_plan(
     out: str | Path | None = None,
     *,
     options: Options | None = None,
-    family: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, Manifest]:
     """Make the plan happen; the output's path and its manifest. Without ``out``, where the plan says."""
@@ -66,7 +65,7 @@ def run_plan(
         folder = opened.source.folder or _documents_only(opened)
     else:
         folder = checkpoint.folder_of(opened.source, opened.contents)
-    manifest = convert(plan, opened.contents, folder, target, options=settings, family=family, progress=progress)
+    manifest = convert(plan, opened.contents, folder, target, options=settings, progress=progress)
     return target, manifest
 
 

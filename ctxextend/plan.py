@@ -61,12 +61,16 @@ class SourceRef(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What will happen. ``digest`` identifies the change itself, whatever the checkpoint is called."""
+    """What will happen. ``digest`` identifies the change itself, whatever the checkpoint is called.
+
+    ``misread``: the readers that are known to read another table in the result; a warning says so of each.
+    """
 
     schema: str = SCHEMA
     version: str
     digest: str
     source: SourceRef
+    family: str
     method: str
     options: Mapping[str, Any]
     factor: float
@@ -76,6 +80,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     target_context: int
     reasons: tuple[str, ...]
     runtimes: tuple[str, ...]
+    misread: tuple[str, ...] = ()
     groups: tuple[PlannedGroup, ...]
     actions: tuple[Action, ...]
     warnings: tuple[PlanWarning, ...]
@@ -176,6 +181,7 @@ def _assemble(
         version=VERSION,
         digest=digest,
         source=_source(contents),
+        family=inspection.family.name,
         method=solution.method,
         options=solution.options,
         factor=extension_factor(trained, target),
@@ -187,7 +193,8 @@ def _assemble(
         runtimes=recipe.runtimes,
         groups=tuple(_planned(group, solution, target) for group in inspection.groups),
         actions=actions_of(contents, final),
-        warnings=tuple(dict.fromkeys(PlanWarning(code=w.code, message=w.message, hint=w.hint) for w in warnings)),
+        misread=solution.chosen.misread,
+        warnings=tuple(dict.fromkeys(warnings)),
         out=default_name(contents.name, solution.method, target),
     )
 
@@ -264,6 +271,7 @@ def _plain_plan(
         version=VERSION,
         digest=digest,
         source=_source(contents),
+        family=inspection.family.name,
         method=method,
         options={},
         factor=extension_factor(trained, target) if target > trained else 1.0,

@@ -84,6 +84,9 @@ class Yarn(_Scaling, frozen=True, tag="yarn", kw_only=True):
             beta_slow=self.beta_slow,
             attention_factor=self.attention_factor,
         )
+        for name, weight in (("mscale", self.mscale), ("mscale_all_dim", self.mscale_all_dim)):
+            if weight is not None and not (math.isfinite(weight) and mscale(self.factor, weight) > 0.0):
+                raise ValueError(f"{name} must give a positive temperature, found {weight}")
 
 
 class Llama3(_Scaling, frozen=True, tag="llama3", kw_only=True):
@@ -210,7 +213,11 @@ def llama3_smooth(
 
 def longrope_attention_factor(factor: float, original: int) -> float:
     """LongRoPE's temperature ``sqrt(1 + ln s / ln L)``, as Phi-3 and transformers compute it."""
-    return 1.0 if factor <= 1.0 else math.sqrt(1.0 + math.log(factor) / math.log(original))
+    if factor <= 1.0:
+        return 1.0
+    if original < 2:
+        raise ValueError(f"a temperature needs an original length of at least 2, found {original}")
+    return math.sqrt(1.0 + math.log(factor) / math.log(original))
 
 
 def table(spec: RopeSpec, scaling: Scaling | None, *, length: int | None = None) -> RopeTable:

@@ -11,6 +11,7 @@ from msgspec import Struct
 from ctxextend.changes import as_json
 from ctxextend.encoding import Chosen, PlanWarning, choose_encoding, misreaders
 from ctxextend.errors import RefusedError, UsageError
+from ctxextend.formats.hf_write import encodings
 from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.inspection import Inspection
 from ctxextend.methods import Options, decode_options, find_method
@@ -71,15 +72,15 @@ def solve(
             raise UsageError("auto takes no parameters", code="bad-parameter", hint="name a method with --method")
         order: Sequence[Choice] = choices(factor, fine_tune=recipe.fine_tune)
     else:
-        order = (Choice(method=recipe.method, reason=""),)
+        order = (Choice(method=recipe.method, reason="", options=recipe.options),)
     reasons: list[str] = []
     refused: RefusedError | None = None
     for choice in order:
         method = find_method(choice.method)
         try:
-            solution = _with_method(inspection, recipe, wanted, target, method, windows)
+            solution = _with_method(inspection, recipe, wanted, target, method, choice.options, windows)
         except RefusedError as error:
-            if error.code != "unreadable":
+            if error.code not in ("unreadable", "unwritable"):
                 raise
             refused = refused or error
             reasons.append(f"not {choice.method}: {error.message}")
@@ -97,10 +98,11 @@ def _with_method(
     wanted: Mapping[str, Base],
     target: int,
     method: Method,
+    given: Mapping[str, Any],
     windows: tuple[Edit, ...],
 ) -> Solution:
     """The method's first variant that the runtimes read alike. Raises the first variant's refusal if none is."""
-    options = decode_options(method, recipe.options)
+    options = decode_options(method, given)
     first = next(iter(wanted.values()))
     variants = method.variants(first, options) if isinstance(method, HasVariants) else (options,)
     refused: RefusedError | None = None
@@ -133,16 +135,19 @@ def _with_method(
 
 
 def _excused(inspection: Inspection, recipe: Recipe, wanted: Mapping[str, Base]) -> frozenset[str]:
-    """Runtimes nobody named that already misread a trained-in scaling: no conversion makes them right."""
-    if recipe.runtimes != DEFAULT_RUNTIMES or any(base.scaling is None for base in wanted.values()):
+    """Readers nobody named that misread a trained-in scaling however it is written: no conversion mends that."""
+    trained_in = {label: base.scaling for label, base in wanted.items() if base.scaling is not None}
+    rope, trained = inspection.rope, inspection.trained_context
+    if recipe.runtimes != DEFAULT_RUNTIMES or rope is None or len(trained_in) != len(wanted):
         return frozenset()
-    return misreaders(
-        inspection.config,
-        inspection.family,
-        {label: base.table() for label, base in wanted.items()},
-        trained=inspection.trained_context,
-        required=recipe.runtimes,
-    )
+    specs = {label: base.spec for label, base in wanted.items()}
+    tables = {label: base.table() for label, base in wanted.items()}
+    found: frozenset[str] | None = None
+    for form in encodings(inspection.config, inspection.family, rope, specs, trained_in, target=trained):
+        config = apply_edits(dict(inspection.config), form.edits)
+        wrong = misreaders(config, inspection.family, tables, trained=trained, required=recipe.runtimes)
+        found = wrong if found is None else found & wrong
+    return found or frozenset()
 
 
 def _scalings(method: Method, wanted: Mapping[str, Base], target: int, options: Options) -> dict[str, Scaling]:

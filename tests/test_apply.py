@@ -70,10 +70,10 @@ def test_a_length_that_is_not_reached_does_not_appear(opened: Opened, tmp_path: 
 def test_an_output_can_be_verified_again(opened: Opened, tmp_path: Path) -> None:
     plan = plan_source(opened, YARN)
     _path, manifest = run_plan(plan, opened, tmp_path / "out")
-    assert verify(plan, tmp_path / "out", opened.contents) == manifest.verified
+    assert verify(plan, tmp_path / "out") == manifest.verified
     edit_config(tmp_path / "out", rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, rope_scaling=None)
     with pytest.raises(DisagreementError):
-        verify(plan, tmp_path / "out", opened.contents)
+        verify(plan, tmp_path / "out")
 
 
 def test_the_texts_of_an_edit(opened: Opened) -> None:

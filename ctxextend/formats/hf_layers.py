@@ -19,13 +19,13 @@ def layer_labels(text: Mapping[str, Any], family: Family) -> tuple[str, ...]:
     """One label a layer. ``layer_types`` where config.json has it, else the family's pattern."""
     count = whole_number(text, "num_hidden_layers")
     assert count is not None
-    if count > MOST_LAYERS:
+    if not 0 < count <= MOST_LAYERS:
         raise CheckpointError(
             "no model has that many layers",
             code="broken-config",
             file="config.json",
             key="num_hidden_layers",
-            expected=f"at most {MOST_LAYERS}",
+            expected=f"1 to {MOST_LAYERS}",
             found=str(count),
             hint="set num_hidden_layers as the model's publisher has it",
         )
@@ -65,12 +65,13 @@ def window_of(text: Mapping[str, Any], family: Family) -> int | None:
     """The attention window in tokens that config.json sets (or its class does), if it is switched on."""
     if family.window_switch_key is not None and text.get(family.window_switch_key) is not True:
         return None
-    window = text.get(family.window_key, family.window)
-    return window if isinstance(window, int) and window > 0 else None
+    if family.window_key not in text:
+        return family.window
+    return whole_number(text, family.window_key) or None
 
 
 def whole_number(text: Mapping[str, Any], key: str | None, *, required: bool | None = None) -> int | None:
-    """A positive whole number of config.json. ``num_hidden_layers`` must be there, others may be missing."""
+    """A whole number of config.json, from 0. ``num_hidden_layers`` must be there, others may be missing."""
     if key is None:
         return None
     value = text.get(key)

@@ -6,7 +6,8 @@ are the runtimes' business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -105,9 +106,9 @@ def settings_for(text: Mapping[str, Any], family: Family, label: str) -> dict[st
     if family.form == "nested":
         return _nested_settings(text, family, label, older, newer)
     settings = dict(older or newer or family.default_scaling or {})
-    if any(isinstance(value, dict) for value in settings.values()):
-        settings = dict(settings.get(label) or settings.get(FULL) or {})
-    settings.setdefault("rope_theta", _first(text, family.theta_keys, family.rope_theta))
+    inner = next((settings[key] for key in (label, FULL) if isinstance(settings.get(key), dict)), None)
+    settings = settings if inner is None else dict(inner)
+    settings.setdefault("rope_theta", _first(text, family.theta_keys[:1], family.rope_theta))
     return settings
 
 
@@ -126,7 +127,7 @@ def _nested_settings(
         settings.setdefault("rope_theta", local)
         return settings
     settings.update(older or {})
-    settings.setdefault("rope_theta", _first(text, family.theta_keys, family.rope_theta))
+    settings.setdefault("rope_theta", _first(text, family.theta_keys[:1], family.rope_theta))
     return settings
 
 
@@ -157,7 +158,7 @@ def parse(
     reader = _Settings(settings, where)
     try:
         scaling, notes = _scaling(rope_type, reader, text, length=length)
-    except ValueError as error:
+    except (ArithmeticError, ValueError) as error:
         raise CheckpointError(
             f"the rope settings can't be: {error}",
             code="broken-config",
@@ -187,28 +188,34 @@ def _spec(
     path: tuple[str, ...],
 ) -> RopeSpec:
     head_dim = head_dim_of(text, family)
-    partial = settings.get("partial_rotary_factor")
-    if partial is None:
-        partial = _first(text, family.partial_rotary_keys, family.partial_rotary_factor)
-    theta = settings["rope_theta"]
+    partial, theta = partial_rotary_factor(text, family, settings), settings["rope_theta"]
     try:
         return RopeSpec(
-            rope_theta=float(theta),
+            # transformers keeps a string as it is, and fails on it later.
+            rope_theta=math.nan if isinstance(theta, str | bool) else float(theta),
             head_dim=head_dim,
             rotary_dim=2 * int(partial * head_dim // 2) if proportional else int(head_dim * partial),
-            layout="proportional" if proportional else family.layout,
+            layout="proportional" if proportional else "leading",
             pairing=family.pairing,
             softmax_mscale=family.softmax_mscale,
         )
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the rope's geometry can't be: {error}",
             code="broken-config",
             file="config.json",
-            key=".".join((*path, "rope_theta")),
+            key=".".join((*path, "rope_theta")) if isinstance(theta, str | bool) else None,
             found=f"rope_theta {theta!r}, head_dim {head_dim}, partial rotary factor {partial!r}",
             hint="compare these values with the publisher's config.json",
         ) from error
+
+
+def partial_rotary_factor(text: Mapping[str, Any], family: Family, settings: Mapping[str, Any]) -> Any:
+    """The share of a head that is rotated: inside the settings, at the top level, or the family's default."""
+    inside = settings.get("partial_rotary_factor")
+    if inside is not None and (family.partial_rotary_keys or type_of(settings) == "proportional"):
+        return inside
+    return _first(text, family.partial_rotary_keys, family.partial_rotary_factor)
 
 
 def head_dim_of(text: Mapping[str, Any], family: Family) -> int:
@@ -302,6 +309,8 @@ def _scaling(
 
 def _yarn(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[Yarn, tuple[Note, ...]]:
     original, notes = _original(settings, text, length)
+    if original <= 0:
+        raise ValueError(f"original_max_position_embeddings must be positive, found {original}")
     factor = settings.optional("factor")
     truncate = settings.values.get("truncate", True)
     return (
@@ -321,6 +330,8 @@ def _yarn(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[Ya
 
 def _longrope(settings: _Settings, text: Mapping[str, Any], length: int) -> tuple[LongRope, tuple[Note, ...]]:
     original, notes = _original(settings, text, length)
+    if original <= 0:
+        raise ValueError(f"original_max_position_embeddings must be positive, found {original}")
     factor = settings.optional("factor")
     return (
         LongRope(
@@ -360,10 +371,34 @@ def _original(settings: _Settings, text: Mapping[str, Any], length: int) -> tupl
     return int(inside), ()
 
 
+def _misplaced(
+    text: Mapping[str, Any],
+    family: Family,
+    older: Mapping[str, Any] | None,
+    newer: Mapping[str, Any] | None,
+) -> Iterator[Note]:
+    """Settings that stand where this family's code doesn't want them."""
+    places = [d for d in (text, older, newer) if d and d.get("partial_rotary_factor") not in (None, 1.0)]
+    proportional = any(d and type_of(d) == "proportional" for d in (older, newer))
+    if places and not family.partial_rotary_keys and not proportional:
+        yield Note(
+            code="stray-partial-rotary",
+            message="partial_rotary_factor does not belong to this family: transformers ignores it for a plain "
+            "rope and breaks on it for a scaled one; convert takes it out",
+        )
+    for name, settings in (("rope_scaling", older), ("rope_parameters", newer)):
+        if settings and family.form != "nested" and isinstance(settings.get(FULL), dict):
+            yield Note(
+                code="nested-for-flat",
+                message=f"{name} holds one dictionary a layer type, but this family reads one for all its layers: "
+                "transformers 5 fails on it; convert writes it flat",
+            )
+
+
 def _contradictions(text: Mapping[str, Any], family: Family) -> tuple[Note, ...]:
-    """Notes on settings that stand twice and differ."""
+    """Notes on settings that stand twice and differ, or where nobody of this family looks for them."""
     older, newer = _dictionary(text, "rope_scaling"), _dictionary(text, "rope_parameters")
-    notes = []
+    notes = list(_misplaced(text, family, older, newer))
     if older and newer and family.form == "flat":
         a, b = ({k: v for k, v in d.items() if k not in ("type", "rope_theta")} for d in (older, newer))
         a["rope_type"], b["rope_type"] = type_of(older), type_of(newer)

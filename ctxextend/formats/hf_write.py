@@ -16,9 +16,9 @@ from msgspec import UNSET, Struct
 
 from ctxextend.families import Family
 from ctxextend.formats.hf_layers import FULL, SLIDING
-from ctxextend.formats.hf_read import HfRope, head_dim_of, settings_for
+from ctxextend.formats.hf_read import HfRope, head_dim_of, partial_rotary_factor, settings_for
 from ctxextend.formats.json_edit import Edit
-from ctxextend.formats.rope_keys import FOREIGN, LENGTH_SYNONYMS
+from ctxextend.formats.rope_keys import FOREIGN, LENGTH_SYNONYMS, type_of
 from ctxextend.rope import RopeSpec
 from ctxextend.scaling import (
     Dynamic,
@@ -328,12 +328,10 @@ def _edits(config: Mapping[str, Any], family: Family, rope: HfRope, forms: Mappi
     if family.form == "nested":
         return _nested_edits(config, family, rope, forms)
     written = next(iter(forms.values()))
-    settings = {**dict(written.settings), **_foreign(rope)}
+    settings = {**dict(written.settings), **_foreign(family, rope)}
     edits = [*length_edits(config, rope, written.length), *_older_edits(family, rope, settings, written)]
-    edits.append(Edit(path=(*rope.path, "rope_parameters"), value=_newer(rope, settings, written)))
-    original = _top_level_original(family, rope, written)
-    if original is not None or _ORIGINAL in rope.text:
-        edits.append(Edit(path=(*rope.path, _ORIGINAL), value=UNSET if original is None else original))
+    edits.append(Edit(path=(*rope.path, "rope_parameters"), value=_newer(family, rope, settings, written)))
+    edits += (*_original_edits(family, rope, written), *_partial_edits(family, rope))
     scaled = settings.get("rope_type") != "default"
     if family.needs_head_dim and scaled and rope.text.get("head_dim") is None:
         edits.append(Edit(path=(*rope.path, "head_dim"), value=head_dim_of(rope.text, family)))
@@ -347,9 +345,10 @@ def _nested_edits(
     newer = {label: settings_for(rope.text, family, label) for label in (FULL, SLIDING)}
     edits = list(length_edits(config, rope, max(written.length for written in forms.values())))
     for label, written in forms.items():
-        newer[label] = _newer(rope, dict(written.settings), written)
+        newer[label] = _newer(family, rope, dict(written.settings), written)
         if label == FULL:
             edits += _older_edits(family, rope, dict(written.settings), written)
+            edits += _original_edits(family, rope, written)
         elif family.local_theta_key is not None:
             theta = _as_stated(rope.text.get(family.local_theta_key), written.rope_theta)
             edits.append(Edit(path=(*rope.path, family.local_theta_key), value=theta))
@@ -368,31 +367,54 @@ def _older_edits(family: Family, rope: HfRope, settings: Mapping[str, Any], writ
             theta = _as_stated(rope.text.get(key), written.rope_theta)
             yield Edit(path=(*rope.path, key), value=theta)
     if settings != {"rope_type": "default"}:
-        yield Edit(path=(*rope.path, "rope_scaling"), value=dict(settings))
+        two = family.older_form_of_two_keys and settings.get("rope_type") == "linear"
+        older = {"type": "linear", "factor": settings["factor"]} if two else dict(settings)
+        yield Edit(path=(*rope.path, "rope_scaling"), value=older)
     elif rope.text.get("rope_scaling", UNSET) is not UNSET:
         yield Edit(path=(*rope.path, "rope_scaling"), value=None)
 
 
-def _newer(rope: HfRope, settings: Mapping[str, Any], written: Written) -> dict[str, Any]:
+def _newer(family: Family, rope: HfRope, settings: Mapping[str, Any], written: Written) -> dict[str, Any]:
     """The dictionary of transformers 5: the same settings with their base."""
     rope_type = settings.get("rope_type") or settings["type"]
     newer = {"rope_type": rope_type, **settings, "rope_theta": written.rope_theta}
     source = rope.text.get("rope_parameters")
-    if isinstance(source, dict) and "partial_rotary_factor" in source:
+    if family.partial_rotary_keys and isinstance(source, dict) and "partial_rotary_factor" in source:
         newer.setdefault("partial_rotary_factor", source["partial_rotary_factor"])
     return newer
 
 
-def _foreign(rope: HfRope) -> dict[str, Any]:
+def _foreign(family: Family, rope: HfRope) -> dict[str, Any]:
     """Keys of the source's dictionary that describe the model rather than its scaling."""
     kept: dict[str, Any] = {}
     for group in rope.groups:
         kept.update({key: group.settings[key] for key in FOREIGN if key in group.settings})
-    # Older readers know partial_rotary_factor at the top level; inside the dictionary it stays where it was.
+    proportional = any(group.spec is not None and group.spec.layout == "proportional" for group in rope.groups)
     older = rope.text.get("rope_scaling")
-    if not (isinstance(older, dict) and "partial_rotary_factor" in older):
+    stated = isinstance(older, dict) and "partial_rotary_factor" in older and bool(family.partial_rotary_keys)
+    if not (proportional or stated):
+        # Older readers know it at the top level alone.
         kept.pop("partial_rotary_factor", None)
     return kept
+
+
+def _partial_edits(family: Family, rope: HfRope) -> Iterator[Edit]:
+    """The rotated share at the top level, where older readers look for it; none where it doesn't belong."""
+    key = "partial_rotary_factor"
+    settings = next((group.settings for group in rope.groups if group.spec is not None), {})
+    if not family.partial_rotary_keys:
+        if key in rope.text and type_of(settings) != "proportional":
+            yield Edit(path=(*rope.path, key))
+        return
+    share = partial_rotary_factor(rope.text, family, settings)
+    if share != family.partial_rotary_factor and not any(k in rope.text for k in family.partial_rotary_keys):
+        yield Edit(path=(*rope.path, family.partial_rotary_keys[0]), value=share)
+
+
+def _original_edits(family: Family, rope: HfRope, written: Written) -> Iterator[Edit]:
+    original = _top_level_original(family, rope, written)
+    if original is not None or _ORIGINAL in rope.text:
+        yield Edit(path=(*rope.path, _ORIGINAL), value=UNSET if original is None else original)
 
 
 def _top_level_original(family: Family, rope: HfRope, written: Written) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +27,17 @@ def check_places(folder: Path | None, out: Path, *, force: bool) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     ours = out.is_dir() and not out.is_symlink() and (out / MANIFEST).is_file()
-    if force and ours:
+    changed = _changed(out) if force and ours else None
+    if force and ours and changed is None:
         return
+    if changed is not None:
+        raise RefusedError(
+            "the output was changed since ctxextend wrote it, and is left alone",
+            code="output-changed",
+            file=str(out / changed),
+            expected=f"the files that {MANIFEST} lists, as they were written",
+            hint="move what is yours out of there, or choose another place with --out",
+        )
     raise RefusedError(
         "the output exists" if not force else "what is there isn't an output of ctxextend, and is left alone",
         code="output-exists",
@@ -35,6 +46,23 @@ def check_places(folder: Path | None, out: Path, *, force: bool) -> None:
         if ours
         else "choose another place with --out",
     )
+
+
+def _changed(out: Path) -> str | None:
+    """The first file of an earlier output that isn't as its manifest says; None where all are."""
+    try:
+        listed = {str(entry["path"]): entry for entry in json.loads((out / MANIFEST).read_bytes())["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return MANIFEST
+    found = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if not path.is_dir()}
+    found.pop(MANIFEST, None)
+    for name in sorted({*found, *listed}):
+        path, entry = found.get(name), listed.get(name)
+        if path is None or entry is None or path.stat().st_size != entry["size_bytes"]:
+            return name
+        if entry.get("written") and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            return name
+    return None
 
 
 def _check_apart(source: Path, target: Path, out: Path) -> None:

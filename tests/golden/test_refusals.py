@@ -35,7 +35,7 @@ def test_a_linear_llama_that_nobody_vouches_for() -> None:
 def test_a_linear_llama_trained_with_it() -> None:
     """LongChat's way: 16384 stated, linear 4 trained in; to 32k it becomes linear 8, exactly."""
     source = changed(contents(LLAMA), rope_scaling=LINEAR4, max_position_embeddings=K16)
-    plan = planned(source, Recipe(method="linear", target=32768, base="trained"))
+    plan = planned(source, Recipe(method="linear", target=32768, base="trained", original_context=K16))
     assert (plan.trained_context, plan.factor) == (K16, 2.0)
     assert after(source, plan)["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
     assert state_after(plan).table.inv_freq[63] == pytest.approx(by_hand.plain(1e4, 128, 63) / 8.0, rel=1e-15)
