@@ -100,13 +100,13 @@ def convert(
     options = Options(link_mode=link_mode, checksums=checksums, config_only=config_only, force=force)
     sizes = {file.path: file.size_bytes for file in opened.contents.files}
     with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
-        path, manifest = run_plan(plan, opened, out, options=options, family=family, progress=progress)
+        path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
     _show(console, path, manifest)
 
 
 def _saved_plan(path: Path, recipe: Recipe) -> Plan:
     """A plan from ``plan --json``. Raises :class:`UsageError` when method options stand beside it."""
-    if msgspec.structs.replace(recipe, family=None) != Recipe():
+    if recipe != Recipe():
         raise UsageError(
             "a saved plan says everything about the method itself",
             code="plan-and-options",

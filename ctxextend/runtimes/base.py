@@ -6,15 +6,22 @@ says which is which. A runtime has one entry a range of versions that read alike
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, ParamSpec, Protocol
 
 import msgspec
 from msgspec import Struct
 
+from ctxextend.errors import CtxextendError
 from ctxextend.families import Family
+from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeTable
 from ctxextend.scaling import LongRope, Scaling, Yarn, longrope_attention_factor, mscale
+
+ORIGINAL: Final = "original_max_position_embeddings"
+
+P = ParamSpec("P")
 
 #: How a reader's rules are known: the runtime was run, or its source was read.
 Evidence = Literal["run", "read"]
@@ -53,6 +60,55 @@ class Reader(Protocol):
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading: ...
 
 
+def answered(effective: Callable[P, Reading]) -> Callable[P, Reading]:
+    """A reader's answer to any config: what can't be read is a problem, never an exception.
+
+    The last resort for foreign values that no rule foresaw: the numbers that a rule reads go through
+    :func:`number`.
+    """
+
+    @functools.wraps(effective)
+    def answer(*args: P.args, **kwargs: P.kwargs) -> Reading:
+        try:
+            return effective(*args, **kwargs)
+        except CtxextendError as error:
+            return Reading(problem=error.message)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            return Reading(problem=f"the rope settings can't be read: {error}")
+
+    return answer
+
+
+def number(settings: Mapping[str, Any], key: str) -> float | None:
+    """An optional number. Raises ``ValueError`` for anything else, which :func:`answered` reports."""
+    value = settings.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number, found {value!r}")
+    return float(value)
+
+
+def without_factor(settings: Mapping[str, Any]) -> str | None:
+    """Why a reader that takes yarn's factor as it stands fails, where there is none."""
+    if type_of(settings) == "yarn" and settings.get("factor") is None:
+        return "it fails on yarn without a factor"
+    return None
+
+
+def null_original(settings: Mapping[str, Any], *types: str) -> str | None:
+    """Why a reader fails on a stated original length that is null: no default steps in for it."""
+    if type_of(settings) in types and ORIGINAL in settings and settings[ORIGINAL] is None:
+        return f"it fails on an {ORIGINAL} of null"
+    return None
+
+
+def nested_in_flat(text: Mapping[str, Any], keys: tuple[str, ...]) -> bool:
+    """Whether the first of the dictionaries ``keys`` that isn't empty holds one dictionary a layer type."""
+    settings = next((text[key] for key in keys if text.get(key)), None)
+    return isinstance(settings, dict) and any(isinstance(value, dict) for value in settings.values())
+
+
 def stated_length(text: Mapping[str, Any], keys: tuple[str, ...], default: int | None) -> int | None:
     """The first of ``keys`` that holds a whole number."""
     return next((text[key] for key in keys if type(text.get(key)) is int), default)
@@ -64,19 +120,18 @@ def with_temperature(scaling: Scaling, attention_factor: float) -> Scaling:
     return msgspec.structs.replace(scaling, attention_factor=attention_factor)
 
 
-def yarn_pair_temperature(settings: Mapping[str, Any], *, both_needed: bool) -> float:
+def yarn_pair_temperature(scaling: Yarn, *, both_needed: bool) -> float:
     """YaRN's temperature from ``mscale`` and ``mscale_all_dim``, for readers without ``attention_factor``.
 
     ``both_needed``: the pair counts only when both keys are there (SGLang); else each has its own
     default, 1 and 0 (MLX-LM, and DeepSeek's own code).
     """
-    factor = float(settings["factor"])
-    weight, weight_all = settings.get("mscale"), settings.get("mscale_all_dim")
+    weight, weight_all = scaling.mscale, scaling.mscale_all_dim
     if both_needed and (weight is None or weight_all is None):
-        return mscale(factor)
-    weight = 1.0 if weight is None else float(weight)
-    weight_all = 0.0 if weight_all is None else float(weight_all)
-    return mscale(factor, weight) / mscale(factor, weight_all)
+        return mscale(scaling.factor)
+    weight = 1.0 if weight is None else weight
+    weight_all = 0.0 if weight_all is None else weight_all
+    return mscale(scaling.factor, weight) / mscale(scaling.factor, weight_all)
 
 
 def ratio_temperature(length: int, original: int) -> float:

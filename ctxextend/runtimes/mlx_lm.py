@@ -12,20 +12,23 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from ctxextend.errors import CtxextendError
 from ctxextend.families import Family
 from ctxextend.formats.hf_layers import FULL
 from ctxextend.formats.hf_read import HfRope, RopeGroup, parse, read_rope
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes.base import (
+    ORIGINAL,
     Evidence,
     Reading,
+    answered,
+    null_original,
     ratio_temperature,
     with_temperature,
+    without_factor,
     yarn_pair_temperature,
 )
-from ctxextend.scaling import LongRope, Yarn, table
+from ctxextend.scaling import Dynamic, LongRope, Scaling, Yarn, table
 
 _ABSENT: Final = frozenset({"falcon", "ministral", "olmo"})
 
@@ -86,27 +89,32 @@ class MlxLm:
     current: ClassVar[bool] = True
     evidence: ClassVar[Evidence] = "run"
 
+    @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
         if family.name in _ABSENT:
             return Reading(absent=True, problem="it has no such model")
-        try:
-            rope = read_rope(config, family)
-            problem = _missing(rope.text, family)
-            if problem is not None:
-                return Reading(problem=problem)
-            tables = {}
-            for group in rope.groups:
-                if group.spec is None:
-                    continue
-                read = _group(rope, group, family, length)
-                if isinstance(read, str):
-                    return Reading(problem=read)
-                tables[group.label] = read
-        except CtxextendError as error:
-            return Reading(problem=error.message)
+        rope = read_rope(config, family)
+        problem = _missing(rope.text, family)
+        if problem is not None:
+            return Reading(problem=problem)
+        tables, longest = {}, rope.max_position_embeddings
+        for group in rope.groups:
+            if group.spec is None:
+                continue
+            settings = _settings(rope, group, family)
+            spec, scaling, _notes = parse(rope.text, family, settings, length=rope.max_position_embeddings)
+            if family.name in _IGNORES_SCALING:
+                scaling = None
+            read = _group(rope, settings, spec, scaling, family, length)
+            if isinstance(read, str):
+                return Reading(problem=read)
+            tables[group.label] = read
+            if isinstance(scaling, Dynamic):
+                # It enforces no length: the base follows it as far as the factor was meant for.
+                longest = int(rope.max_position_embeddings * scaling.factor)
         return Reading(
             tables=tables,
-            max_context=rope.max_position_embeddings,
+            max_context=longest,
             how=("rope_theta and rope_scaling of config.json itself; no limit on the length",),
         )
 
@@ -133,26 +141,40 @@ def _settings(rope: HfRope, group: RopeGroup, family: Family) -> dict[str, Any]:
         return {"rope_type": "default", "rope_theta": theta or family.local_rope_theta}
     use_newer = family.name in _READS_NEWER_FORM and isinstance(newer, dict) and not older
     if family.name == "ministral3" or use_newer:
-        return dict(group.settings)
-    settings = dict(older) if isinstance(older, dict) else {}
+        return _by_type(group.settings, family)
+    settings = _by_type(older if isinstance(older, dict) else {}, family)
     default = _DEFAULT_THETA.get(family.name, family.rope_theta)
     settings["rope_theta"] = text.get(family.theta_keys[0], default)
     return settings
 
 
-def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeTable | str:
-    assert group.spec is not None
-    settings = _settings(rope, group, family)
-    rope_type = type_of(settings)
-    spec, scaling, _notes = parse(rope.text, family, settings, length=rope.max_position_embeddings)
+def _by_type(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The settings with the type that counts: ``type`` wins over ``rope_type`` (rope_utils.py:299)."""
+    if settings.get("type") and family.name != "internlm3":
+        return {**settings, "rope_type": settings["type"]}
+    return dict(settings)
+
+
+def _group(
+    rope: HfRope,
+    settings: Mapping[str, Any],
+    spec: RopeSpec,
+    scaling: Scaling | None,
+    family: Family,
+    length: int,
+) -> RopeTable | str:
     if family.name in _IGNORES_SCALING:
         return table(spec, None)
+    rope_type = type_of(settings)
     allowed = _TYPES.get(family.name)
     if allowed is not None and rope_type not in allowed:
         return f"its model of this family doesn't read {rope_type}"
+    problem = without_factor(settings) or null_original(settings, "llama3", "yarn")
+    if problem is not None:
+        return problem
     if isinstance(scaling, Yarn):
         rounded = msgspec.structs.replace(scaling, truncate=True)
-        temperature = yarn_pair_temperature(settings, both_needed=False)
+        temperature = yarn_pair_temperature(scaling, both_needed=False)
         return table(spec, with_temperature(rounded, temperature), length=length)
     if isinstance(scaling, LongRope):
         return _longrope(rope, settings, spec, scaling, family)
@@ -164,8 +186,9 @@ def _longrope(
 ) -> RopeTable | str:
     if spec.pairing != "half":
         return "its longrope turns half-split pairs, and this family's are interleaved"
-    key = "original_max_position_embeddings"
-    original = rope.text.get(key, 4096) if family.form == "phi3" else settings.get(key, 4096)
-    temperature = ratio_temperature(rope.max_position_embeddings, int(original))
+    original = rope.text.get(ORIGINAL, 4096) if family.form == "phi3" else settings.get(ORIGINAL)
+    if type(original) is not int or original < 2:
+        return f"its longrope fails without a whole {ORIGINAL}"
+    temperature = ratio_temperature(rope.max_position_embeddings, original)
     long = msgspec.structs.replace(scaling, short_factor=scaling.long_factor)
     return table(spec, with_temperature(long, temperature))

@@ -11,21 +11,25 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from ctxextend.errors import CtxextendError
 from ctxextend.families import Family
 from ctxextend.formats.hf_layers import FULL
-from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
+from ctxextend.formats.hf_read import HfRope, RopeGroup, parse, read_rope
 from ctxextend.formats.rope_keys import type_of
-from ctxextend.rope import RopeTable
+from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes.base import (
+    ORIGINAL,
     Evidence,
     Reading,
+    answered,
+    null_original,
+    number,
     ratio_temperature,
     stated_length,
     with_temperature,
+    without_factor,
     yarn_pair_temperature,
 )
-from ctxextend.runtimes.transformers import Transformers4, Transformers5
+from ctxextend.runtimes.transformers import Transformers5, unread_by_5
 from ctxextend.scaling import Dynamic, LongRope, Rebase, Yarn, dynamic_theta, table
 
 #: Model files that call get_rope without the scaling (mixtral.py:174, gemma.py:130, gemma2.py:154, ...).
@@ -35,6 +39,8 @@ _THROUGH_TRANSFORMERS: Final = frozenset({"gpt_neox", "ministral", "nemotron", "
 _LATENT: Final = frozenset({"deepseek_v2", "deepseek_v3"})
 _SECTIONS: Final = frozenset({"qwen2_vl", "qwen2_5_vl"})
 _NOT_NEOX: Final = frozenset({"cohere", "cohere2", "glm4"})
+#: Keys that its class for Olmo 3 doesn't read.
+_NOT_OLMO3: Final = frozenset({ORIGINAL, "head_dim", "partial_rotary_factor", "rope_parameters"})
 #: Model files that truncate the base to a whole number (mixtral.py:178, starcoder2.py:107, llama4.py:294).
 _WHOLE_THETA: Final = frozenset({"llama4", "mixtral", "starcoder2"})
 
@@ -55,22 +61,20 @@ class Sglang:
     current: ClassVar[bool] = True
     evidence: ClassVar[Evidence] = "read"
 
+    @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
         if family.name == "falcon":
             return Reading(absent=True, problem="it has no class for this family")
-        try:
-            rope = read_rope(config, family)
-        except CtxextendError as error:
-            return Reading(problem=error.message)
-        longest = _max_context(rope, family)
-        if family.name in _THROUGH_TRANSFORMERS or family.name == "gemma3":
-            # Gemma 3 calls transformers' own functions, truncate included (gemma3_causal.py:415-443).
-            reading = Transformers5().effective(config, family, length=length)
-            return msgspec.structs.replace(reading, max_context=longest)
+        rope = read_rope(config, family)
         if family.name == "olmo3":
-            # Its own configuration class knows the older form only (configs/olmo3.py).
-            reading = Transformers4().effective(config, family, length=length)
-            return msgspec.structs.replace(reading, max_context=longest)
+            rope = _olmo3(rope, family)
+        problem = _unread(rope, family)
+        if problem is not None:
+            return Reading(problem=problem)
+        longest = _max_context(rope, family)
+        if family.name in _THROUGH_TRANSFORMERS:
+            reading = Transformers5().effective(config, family, length=length)
+            return reading if reading.problem else msgspec.structs.replace(reading, max_context=longest)
         tables = {}
         for group in rope.groups:
             if group.spec is None:
@@ -86,14 +90,63 @@ class Sglang:
         )
 
 
+def _unread(rope: HfRope, family: Family) -> str | None:
+    """Why the config doesn't load: its class is transformers 5's, but for Olmo 3."""
+    if family.name != "olmo3":
+        return unread_by_5(rope, family)
+    older = rope.text.get("rope_scaling")
+    if isinstance(older, dict) and not {"rope_type", "type"} & set(older):
+        return "it fails on a rope_scaling without a rope_type"
+    for group in rope.groups:
+        problem = null_original(group.settings, "llama3", "longrope", "yarn")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _olmo3(rope: HfRope, family: Family) -> HfRope:
+    """Olmo 3 as its own configuration class and olmo2.py:110-144 have it: the older form, one base for all layers.
+
+    Nothing merges the top level's original length into the settings, and the head's size isn't a key.
+    """
+    text = {key: value for key, value in rope.text.items() if key not in _NOT_OLMO3}
+    theta = text.get("rope_theta", 10000.0)
+    groups = []
+    for group in rope.groups:
+        older = text.get("rope_scaling") if group.label == FULL else None
+        settings = {**(older or {"rope_type": "default"}), "rope_theta": theta}
+        spec, scaling, _notes = parse(text, family, settings, length=rope.max_position_embeddings)
+        groups.append(msgspec.structs.replace(group, spec=spec, scaling=scaling, settings=settings))
+    return msgspec.structs.replace(rope, text=text, groups=tuple(groups))
+
+
+def _gemma3(group: RopeGroup, length: int) -> RopeTable:
+    """The functions of transformers on full attention's dictionary, with no length (gemma3_causal.py:415-443).
+
+    So truncate counts, unlike in transformers, and longrope never leaves its short list. Dynamic is
+    updated as there. Windowed layers are plain (gemma3_causal.py:596-601).
+    """
+    assert group.spec is not None
+    scaling = group.scaling if group.label == FULL else None
+    if isinstance(scaling, LongRope):
+        scaling = msgspec.structs.replace(scaling, long_factor=scaling.short_factor)
+    return table(group.spec, scaling, length=length)
+
+
 def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeTable | str:
     assert group.spec is not None
+    if family.name == "gemma3":
+        return _gemma3(group, length)
     spec = group.spec
     if family.name in _WHOLE_THETA:
         spec = msgspec.structs.replace(spec, rope_theta=float(int(spec.rope_theta)))
-    settings, scaling, rope_type = group.settings, group.scaling, type_of(group.settings)
     if _unscaled(group, family):
         return table(spec, None)
+    return without_factor(group.settings) or _scaled(rope, group, spec, family, length)
+
+
+def _scaled(rope: HfRope, group: RopeGroup, spec: RopeSpec, family: Family, length: int) -> RopeTable | str:
+    settings, scaling, rope_type = group.settings, group.scaling, type_of(group.settings)
     if rope_type == "linear" and type(settings.get("factor")) is int:
         return "it fails on an integer factor"
     if family.name in _LATENT:
@@ -105,8 +158,8 @@ def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeT
         whole = int(rope.max_position_embeddings * scaling.factor)
         return table(spec, Rebase(rope_theta=dynamic_theta(spec, scaling, whole)))
     if isinstance(scaling, Yarn):
-        temperature = yarn_pair_temperature(settings, both_needed=True)
-        temperature *= float(settings.get("attn_factor") or 1.0)
+        temperature = yarn_pair_temperature(scaling, both_needed=True)
+        temperature *= number(settings, "attn_factor") or 1.0
         return table(spec, with_temperature(scaling, temperature), length=length)
     if isinstance(scaling, LongRope):
         return _longrope(rope, group, scaling, family, length)
@@ -115,7 +168,7 @@ def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeT
 
 def _unscaled(group: RopeGroup, family: Family) -> bool:
     """Whether these layers get a plain rope whatever the config says."""
-    by_layer = family.name == "olmo2" and group.label != FULL
+    by_layer = family.name in ("olmo2", "olmo3") and group.label != FULL
     return by_layer or family.name in _IGNORES_SCALING or type_of(group.settings) in ("default", "proportional")
 
 
@@ -124,9 +177,9 @@ def _longrope(rope: HfRope, group: RopeGroup, scaling: LongRope, family: Family,
     if family.name in _NOT_NEOX:
         return "its longrope takes half-split pairs only"
     original = scaling.original_max_position_embeddings
-    own = group.settings.get("long_mscale" if length > original else "short_mscale")
+    own = number(group.settings, "long_mscale" if length > original else "short_mscale")
     by_lengths = ratio_temperature(rope.max_position_embeddings, original)
-    return table(group.spec, with_temperature(scaling, by_lengths if own is None else float(own)), length=length)
+    return table(group.spec, with_temperature(scaling, by_lengths if own is None else own), length=length)
 
 
 def _latent(group: RopeGroup, rope_type: str, length: int) -> RopeTable | str:
@@ -135,18 +188,18 @@ def _latent(group: RopeGroup, rope_type: str, length: int) -> RopeTable | str:
     if rope_type != "yarn" or not isinstance(group.scaling, Yarn):
         return f"its latent attention takes {rope_type} for yarn"
     scaling = msgspec.structs.replace(group.scaling, truncate=True)
-    temperature = yarn_pair_temperature(group.settings, both_needed=False)
+    temperature = yarn_pair_temperature(group.scaling, both_needed=False)
     return table(group.spec, with_temperature(scaling, temperature), length=length)
 
 
 def _max_context(rope: HfRope, family: Family) -> int:
     derived = stated_length(rope.text, _LENGTH_KEYS, rope.max_position_embeddings)
     assert derived is not None
-    if family.form == "nested":
+    if family.name == "gemma3":
         return derived
     for group in rope.groups:
         settings = group.settings
-        if "original_max_position_embeddings" in settings or type_of(settings) in ("llama3", "default"):
+        if ORIGINAL in settings or type_of(settings) in ("llama3", "default"):
             continue
-        return int(derived * float(settings.get("factor") or 1.0))
+        return int(derived * (number(settings, "factor") or 1.0))
     return derived

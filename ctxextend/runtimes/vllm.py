@@ -12,19 +12,22 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from ctxextend.errors import CtxextendError
 from ctxextend.families import Family
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeTable
 from ctxextend.runtimes.base import (
+    ORIGINAL,
     Evidence,
     Reading,
+    answered,
+    number,
     ratio_temperature,
     with_temperature,
+    without_factor,
     yarn_pair_temperature,
 )
-from ctxextend.runtimes.transformers import Transformers5
+from ctxextend.runtimes.transformers import Transformers5, unread_by_5
 from ctxextend.scaling import LongRope, Scaling, Yarn, table
 
 #: Families that vLLM runs through transformers' own model code (models/registry.py:751-768).
@@ -49,6 +52,8 @@ _LENGTH_KEYS: Final = (
     "max_seq_length",
     "seq_len",
 )
+#: The pairs of rope_type and type that may differ.
+_SAME_TYPE: Final = (("longrope", "su"), ("default", "mrope"))
 #: Types whose factor doesn't multiply the length (config/model.py:2598-2634).
 _NOT_MULTIPLIED: Final = frozenset({"default", "longrope", "llama3", "yarn"})
 
@@ -61,18 +66,19 @@ class Vllm:
     current: ClassVar[bool] = True
     evidence: ClassVar[Evidence] = "read"
 
+    @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
-        try:
-            rope = read_rope(config, family)
-        except CtxextendError as error:
-            return Reading(problem=error.message)
+        rope = read_rope(config, family)
+        problem = unread_by_5(rope, family) or _two_types(rope)
+        if problem is not None:
+            return Reading(problem=problem)
         if family.name in _THROUGH_TRANSFORMERS:
             return _through_transformers(config, family, rope, length)
         tables = {}
         for group in rope.groups:
             if group.spec is None:
                 continue
-            read = _group(rope, group, family, length)
+            read = without_factor(group.settings) or _group(rope, group, family, length)
             if isinstance(read, str):
                 return Reading(problem=read)
             tables[group.label] = read
@@ -86,6 +92,8 @@ class Vllm:
 
 def _through_transformers(config: Mapping[str, Any], family: Family, rope: HfRope, length: int) -> Reading:
     reading = Transformers5().effective(config, family, length=length)
+    if reading.problem is not None:
+        return reading
     caution = None
     if any(isinstance(group.scaling, LongRope) for group in rope.groups):
         caution = (
@@ -122,6 +130,16 @@ def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeT
     return table(group.spec, scaling, length=length)
 
 
+def _two_types(rope: HfRope) -> str | None:
+    """Two spellings of the type that differ, which it refuses (transformers_utils/config.py:620-638)."""
+    for group in rope.groups:
+        older, newer = group.settings.get("type"), group.settings.get("rope_type")
+        if None in (older, newer) or older == newer or (newer, older) in _SAME_TYPE:
+            continue
+        return f"it fails on a rope_type of {newer} beside a type of {older}"
+    return None
+
+
 def _ramp_over(scaling: Yarn, original: int) -> Yarn:
     return msgspec.structs.replace(scaling, original_max_position_embeddings=original)
 
@@ -131,8 +149,8 @@ def _longrope(rope: HfRope, group: RopeGroup, scaling: LongRope, length: int) ->
     assert group.spec is not None
     original = scaling.original_max_position_embeddings
     long = length > original
-    own = group.settings.get("long_mscale" if long else "short_mscale")
-    temperature = ratio_temperature(rope.max_position_embeddings, original) if own is None else float(own)
+    own = number(group.settings, "long_mscale" if long else "short_mscale")
+    temperature = ratio_temperature(rope.max_position_embeddings, original) if own is None else own
     chosen = scaling.long_factor if long else scaling.short_factor
     static = msgspec.structs.replace(scaling, short_factor=chosen, long_factor=chosen)
     return table(group.spec, with_temperature(static, temperature), length=length)
@@ -147,7 +165,7 @@ def _latent(group: RopeGroup, rope_type: str, length: int) -> RopeTable | str:
     if group.settings.get("attention_factor") == 1.0:
         return "an attention_factor of 1 turns yarn into another scaling there"
     scaling: Scaling = msgspec.structs.replace(group.scaling, truncate=True)
-    temperature = yarn_pair_temperature(group.settings, both_needed=False)
+    temperature = yarn_pair_temperature(group.scaling, both_needed=False)
     return table(group.spec, with_temperature(scaling, temperature), length=length)
 
 
@@ -171,14 +189,17 @@ def _max_context(rope: HfRope, family: Family) -> int:
     derived = min(lengths, default=rope.max_position_embeddings)
     own = text.get("model_max_length")
     if type(own) is int and own > 0:
-        return own
+        derived = own
+    factor = 1.0
     for group in rope.groups:
+        if group.spec is None:
+            continue
         rope_type = type_of(group.settings)
-        original = text.get("original_max_position_embeddings")
+        original = text.get(ORIGINAL)
         if rope_type == "longrope" and type(original) is int:
             return original
         if rope_type == "longrope" and family.original_max_position_embeddings is not None:
             return family.original_max_position_embeddings
         if rope_type not in _NOT_MULTIPLIED and family.name != "gemma3":
-            return int(derived * float(group.settings.get("factor") or 1.0))
-    return derived
+            factor = number(group.settings, "factor") or 1.0
+    return int(derived * factor)

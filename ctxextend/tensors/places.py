@@ -58,7 +58,7 @@ def _changed(out: Path) -> str | None:
     found.pop(MANIFEST, None)
     for name in sorted({*found, *listed}):
         path, entry = found.get(name), listed.get(name)
-        if path is None or entry is None or path.stat().st_size != entry["size_bytes"]:
+        if path is None or entry is None or not path.exists() or path.stat().st_size != entry["size_bytes"]:
             return name
         if entry.get("written") and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
             return name

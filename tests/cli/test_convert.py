@@ -228,8 +228,11 @@ def test_force_replaces_an_output_of_ours_whole(pristine: Path, tmp_path: Path) 
     ran = run("convert", pristine, *YARN, "--out", out, code=3)
     assert "--force" in ran.err
     assert (out / "added.txt").exists()
+    kept = run("convert", pristine, "--method", "ntk", "--target", "1k", "--out", out, "--force", code=3)
+    assert "added.txt" in kept.err
+    assert (out / "added.txt").read_text() == "by hand"
+    (out / "added.txt").unlink()
     run("convert", pristine, "--method", "ntk", "--target", "1k", "--out", out, "--force", code=0)
-    assert not (out / "added.txt").exists()
     assert read_json(out / "config.json")["max_position_embeddings"] == 2 * TRAINED
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
@@ -268,7 +271,18 @@ def test_base_and_original_length(source: Path, tmp_path: Path) -> None:
     refused = run("convert", source, *YARN, "--out", tmp_path / "no", code=3)
     assert "--base trained" in refused.err
     assert not (tmp_path / "no").exists()
-    call("convert", source, *YARN, "--base", "trained", "--out", tmp_path / "trained", code=0)
+    call(
+        "convert",
+        source,
+        *YARN,
+        "--base",
+        "trained",
+        "--original-context",
+        str(2 * TRAINED),
+        "--out",
+        tmp_path / "trained",
+        code=0,
+    )
     trained = read_json(tmp_path / "trained" / "ctxextend.json")["plan"]
     assert (trained["trained_context"], trained["factor"]) == (2 * TRAINED, 2.0)
     off = ("--base", "unscaled", "--original-context", str(TRAINED))

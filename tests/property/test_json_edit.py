@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from ctxextend.formats.json_edit import Edit, apply_edits, edit_text, leading_member, value_at
@@ -98,7 +98,7 @@ def test_removing_what_is_not_there_touches_nothing(document: dict[str, Any], pa
 
 
 @given(document=DOCUMENTS, key=KEYS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 def test_a_leading_member_is_read_from_a_cut_text(document: dict[str, Any], key: str) -> None:
     assume(key in document)
     whole = {**document, "tail": ["x"] * 5}

@@ -143,7 +143,10 @@ def agrees(config: Mapping[str, Any], family: Family, *, length: int = TARGET) -
     """Every layer's rope is what our reader says, which is returned."""
     reading = MlxLm().effective(config, family, length=length)
     assert reading.problem is None
-    groups = {group.label: group for group in inspected(config, base="trained").groups}
+    groups = {
+        group.label: group
+        for group in inspected({k: v for k, v in config.items() if k != "ctxextend"}, base="trained").groups
+    }
     label_of = {layer: label for label, group in groups.items() for layer in group.layers}
     found = list(ropes(built(config)))
     assert found

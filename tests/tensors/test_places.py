@@ -91,4 +91,6 @@ def test_an_output_of_ours_is_replaced_when_asked(files: list[Path], tmp_path: P
     assert refusal(None, out, force=True) == "output-exists"
     (out / MANIFEST).write_text("{}")
     assert refusal(None, out, force=False) == "output-exists"
+    assert refusal(None, out, force=True) == "output-changed"
+    (out / MANIFEST).write_text('{"files": []}')
     check_places(tmp_path / "source", out, force=True)
