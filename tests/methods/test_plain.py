@@ -172,3 +172,16 @@ def test_the_factor_never_rounds_the_length_down(context: int, target: int) -> N
     factor = extension_factor(context, target)
     assert int(context * factor) == target
     assert factor == pytest.approx(target / context, rel=1e-15)
+
+
+def test_ntk_with_headroom_is_ntk_for_a_longer_target() -> None:
+    """Four times with a quarter of headroom: theta * 5 ** (d / (d - 2))."""
+    scaling = solve("ntk", LLAMA2, 16384, headroom=1.25)
+    assert isinstance(scaling, Rebase)
+    assert scaling.rope_theta == pytest.approx(10000.0 * 5.0 ** (128 / 126), rel=1e-12)
+
+
+@pytest.mark.parametrize("headroom", [0.5, 5.0, float("nan")])
+def test_headroom_that_is_none_is_refused(headroom: float) -> None:
+    with pytest.raises(ValueError, match="headroom"):
+        solve("ntk", LLAMA2, 16384, headroom=headroom)
