@@ -47,11 +47,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--work", type=Path, default=None)
     parser.add_argument("--no-transformers", action="store_true")
+    parser.add_argument("--make", type=Path, default=None, help="only make the checkpoint, there")
     options = parser.parse_args()
+    if options.make is not None:
+        make_checkpoint(options.make)
+        return
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
         source = work / "source"
-        size = make_checkpoint(source)
+        # In a process of its own: what a run's peak memory is counted from must be small.
+        subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
+        size = sum(file.stat().st_size for file in source.iterdir())
         print(f"{size / 1e9:.2f} GB in {SHARDS} shards")
         report(
             interleaved(contenders(source, work / "out", transformers=not options.no_transformers), options.runs, work)
@@ -108,8 +114,8 @@ def report(found: dict[str, list[Run]]) -> None:
         print(f"| {name} | {median:.2f} | {spread} | {median / reference:.2f} | {peak:.0f} |")
 
 
-def make_checkpoint(folder: Path) -> int:
-    """A Llama of about 2 GB in bfloat16, in shards with an index; its size in bytes."""
+def make_checkpoint(folder: Path) -> None:
+    """A Llama of about 2 GB in bfloat16, in shards with an index."""
     import torch
     from safetensors.torch import save_file
 
@@ -125,7 +131,6 @@ def make_checkpoint(folder: Path) -> int:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config(), indent=2))
-    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def config() -> dict[str, object]:

@@ -38,8 +38,8 @@ Progress = Callable[[int], None]
 def carry(source: Path, target: Path, *, mode: LinkMode, progress: Progress) -> Carried:
     """Make ``target`` the same bytes as ``source``; ``progress`` is told how many bytes are done.
 
-    A link to a file is followed: the Hub's cache is made of links. What was copied is on the disk when
-    this returns. Raises :class:`OutputError` when the file system can't do what ``mode`` asks.
+    A link to a file is followed: the Hub's cache is made of links. What was copied may not be on the
+    disk yet. Raises :class:`OutputError` when the file system can't do what ``mode`` asks.
     """
     real = source.resolve(strict=True)
     size = real.stat().st_size
@@ -85,12 +85,11 @@ def clone(source: Path, target: Path) -> bool:
             if error.errno in _CANNOT_CLONE:
                 return False
             raise
-        os.fsync(write.fileno())
     return True
 
 
 def copy(source: Path, target: Path, *, progress: Progress) -> None:
-    """Copy in the kernel where it can, and wait until the bytes are on the disk."""
+    """Copy in the kernel where it can. The bytes may not be on the disk yet: staging sees to that, for all at once."""
     with source.open("rb", buffering=0) as read, target.open("xb", buffering=0) as write:
         left = os.fstat(read.fileno()).st_size
         while left > 0:
@@ -107,7 +106,6 @@ def copy(source: Path, target: Path, *, progress: Progress) -> None:
                 )
             left -= done
             progress(done)
-        os.fsync(write.fileno())
 
 
 def _copy_range(read: int, write: int, count: int) -> int | None:

@@ -42,13 +42,13 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
     try:
         _sweep(staging)
         yield staging
-        _sync_folders(staging)
+        _sync_all(staging)
         if replace and target.exists():
             _swap(staging, target)
         else:
             _rename(staging, target)
         made = []
-        sync_folder(target.parent)
+        sync(target.parent)
     finally:
         # Only what is still ours: another run may already build its own folder under the same name.
         if _is(descriptor, staging):
@@ -60,17 +60,15 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """A new file with these bytes, on the disk when this returns."""
+    """A new file with these bytes; on the disk when the staging is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as handle:
         handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -125,9 +123,14 @@ def _sweep(staging: Path) -> None:
             entry.unlink()
 
 
-def _sync_folders(staging: Path) -> None:
-    for folder, _folders, _files in os.walk(staging):
-        sync_folder(Path(folder))
+def _sync_all(staging: Path) -> None:
+    """Wait until every file and name is on the disk: once for all, so that the disk writes while files are copied."""
+    for folder, _folders, names in os.walk(staging):
+        for name in names:
+            path = Path(folder) / name
+            if not path.is_symlink():
+                sync(path)
+        sync(Path(folder))
 
 
 def _rename(staging: Path, target: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_staging_folder_of_the_next_run_is_left_alone(tmp_path: Path, monkey
 
     with staged(out, replace=False) as staging:
         write_file(staging / "file", b"x")
-        monkeypatch.setattr(room, "sync_folder", lambda folder: next_run(folder) if folder == tmp_path else None)
+        monkeypatch.setattr(room, "sync", lambda folder: next_run(folder) if folder == tmp_path else None)
     assert staging_path(out).is_dir()
 
 
