@@ -22,7 +22,7 @@ from ctxextend.changes import Carry, EditJson
 from ctxextend.checkpoint.directory import read_text
 from ctxextend.checkpoint.documents import parse_document
 from ctxextend.contents import Contents
-from ctxextend.encoding import Verdict, judge
+from ctxextend.encoding import Verdict, judge, static_tables
 from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
 from ctxextend.families import find_family
 from ctxextend.formats.json_edit import Edit, edit_text, value_at
@@ -194,7 +194,7 @@ def verify(plan: Plan, output: Path) -> tuple[Verified, ...]:
     encodings = {g.after.encoding for g in plan.groups if g.extended and g.after is not None}
     dynamic = any(isinstance(s, Dynamic) for s in scalings) and encodings == {"native"}
     if "theta" in encodings:
-        planned = {label: msgspec.structs.replace(goal, switches=()) for label, goal in planned.items()}
+        planned = static_tables(planned)
     verdicts = judge(
         read_text(output, "config.json").value,
         find_family({}, treat_as=plan.family),

@@ -85,7 +85,7 @@ def choose_encoding(
     rope = read_rope(config, family)
     for candidate in encodings(config, family, rope, specs, scalings, target=target, carriers=carriers):
         edited = apply_edits(dict(config), candidate.edits)
-        goal = _static(planned) if candidate.name == "theta" else planned
+        goal = static_tables(planned) if candidate.name == "theta" else planned
         verdicts = judge(edited, family, goal, target=target, required=required, dynamic=dynamic)
         if all(verdict.agrees or verdict.name in excused for verdict in verdicts):
             return _chosen(candidate, edited, family, verdicts, scalings, target, excused)
@@ -180,7 +180,7 @@ def _difference(
     return None, worst
 
 
-def _static(planned: Mapping[str, RopeTable]) -> dict[str, RopeTable]:
+def static_tables(planned: Mapping[str, RopeTable]) -> dict[str, RopeTable]:
     """Tables that no longer change with the length: what a static equal is held to."""
     return {label: msgspec.structs.replace(goal, switches=()) for label, goal in planned.items()}
 

@@ -105,12 +105,15 @@ def _with_method(
     options = decode_options(method, given)
     first = next(iter(wanted.values()))
     variants = method.variants(first, options) if isinstance(method, HasVariants) else (options,)
+    config = apply_edits(dict(inspection.config), windows)
+    kept = {g.label: g.base.table() for g in inspection.groups if g.base and g.label not in wanted}
+    excused = _excused(inspection, recipe, wanted)
     refused: RefusedError | None = None
     for variant in variants:
         scalings = _scalings(method, wanted, target, variant)
         try:
             chosen = choose_encoding(
-                apply_edits(dict(inspection.config), windows),
+                config,
                 inspection.family,
                 {label: base.spec for label, base in wanted.items()},
                 scalings,
@@ -118,8 +121,8 @@ def _with_method(
                 required=recipe.runtimes,
                 carriers=recipe.carrier,
                 method=method.name,
-                kept={g.label: g.base.table() for g in inspection.groups if g.base and g.label not in wanted},
-                excused=_excused(inspection, recipe, wanted),
+                kept=kept,
+                excused=excused,
                 allow="unreadable" in recipe.allow,
             )
         except RefusedError as error:
