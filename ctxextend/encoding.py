@@ -138,7 +138,7 @@ def _verdict(
 ) -> Verdict:
     reading = reader.effective(config, family, length=target)
     reason, error = None, 0.0
-    if not reading.absent:
+    if not reading.absent and reading.unknown is None:
         reason, error = _difference(reading, planned, target=target, dynamic=dynamic)
     return Verdict(
         reader=reader.runtime,
@@ -213,6 +213,8 @@ def _cautions(verdicts: tuple[Verdict, ...], target: int, excused: frozenset[str
             yield PlanWarning(code="unreadable", message=message)
         if reading.absent:
             yield PlanWarning(code="runtime-absent", message=f"{who} can't run this model: {reading.problem}")
+        if reading.unknown is not None:
+            yield PlanWarning(code="runtime-unknown", message=f"{who}: {reading.unknown}")
         if reading.caution is not None:
             yield PlanWarning(code="runtime-caution", message=f"{who}: {reading.caution}")
         longest = reading.max_context

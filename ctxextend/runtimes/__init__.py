@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ctxextend.errors import UnknownNameError
+from ctxextend.errors import UnknownNameError, UsageError
 from ctxextend.runtimes.base import Evidence, Reader, Reading
 from ctxextend.runtimes.mlx_lm import MlxLm
 from ctxextend.runtimes.sglang import Sglang
 from ctxextend.runtimes.transformers import Transformers4, Transformers5
+from ctxextend.runtimes.versions import covers
 from ctxextend.runtimes.vllm import Vllm
 
 __all__ = ["DEFAULT_RUNTIMES", "GGUF_RUNTIMES", "READERS", "Evidence", "Reader", "Reading", "readers_of"]
 
+#: Every reader of config.json, a runtime's newest versions first.
 READERS: Final[tuple[Reader, ...]] = (Transformers5(), Transformers4(), Vllm(), Sglang(), MlxLm())
 
 #: Those that read a GGUF file, which a conversion of a safetensors checkpoint doesn't write.
@@ -24,13 +26,33 @@ DEFAULT_RUNTIMES: Final = ("transformers", "vllm", "sglang", "llama.cpp", "mlx-l
 
 
 def readers_of(names: Iterable[str]) -> tuple[Reader, ...]:
-    """The readers that bare runtime names mean: their current versions that read config.json.
+    """The readers of config.json that runtime names mean, newest versions first.
 
-    Raises :class:`UnknownNameError` for a name that isn't known.
+    A bare name means the runtime's current versions; ``name@version`` means those and every older range
+    back to the one that holds the version. Raises :class:`UnknownNameError` for a name that isn't known,
+    :class:`UsageError` for a version that no range holds.
     """
-    known = {reader.runtime for reader in READERS}
-    wanted = list(names)
-    for name in wanted:
-        if name not in known and name not in GGUF_RUNTIMES:
-            raise UnknownNameError("runtime", name, [*known, *GGUF_RUNTIMES])
-    return tuple(reader for reader in READERS if reader.runtime in wanted and reader.current)
+    wanted: set[tuple[str, str]] = set()
+    for spelled in names:
+        name, _at, version = spelled.partition("@")
+        wanted |= {(reader.runtime, reader.versions) for reader in _readers_of(name, version)}
+    return tuple(reader for reader in READERS if (reader.runtime, reader.versions) in wanted)
+
+
+def _readers_of(name: str, version: str) -> tuple[Reader, ...]:
+    ranges = tuple(reader for reader in READERS if reader.runtime == name)
+    if not ranges and name not in GGUF_RUNTIMES:
+        raise UnknownNameError("runtime", name, {*(reader.runtime for reader in READERS), *GGUF_RUNTIMES})
+    if not version or not ranges:
+        return tuple(reader for reader in ranges if reader.current)
+    oldest = next((i for i, reader in enumerate(ranges) if covers(reader.versions, version)), None)
+    if oldest is None:
+        raise UsageError(
+            f"how {name} {version} reads a rope isn't known",
+            code="unknown-version",
+            key="--runtimes",
+            expected=", ".join(reader.versions for reader in ranges),
+            found=f"{name}@{version}",
+            hint=f"--runtimes {name} means its current versions",
+        )
+    return tuple(reader for i, reader in enumerate(ranges) if reader.current or i <= oldest)

@@ -7,6 +7,7 @@ says which is which. A runtime has one entry a range of versions that read alike
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, ParamSpec, Protocol
 
@@ -31,9 +32,10 @@ class Reading(Struct, frozen=True, kw_only=True):
     """What a runtime makes of a config.json. Lengths count tokens.
 
     ``tables``: one a group of layers with rope, at the length asked for; empty when it can't load the
-    model, and then ``problem`` says why. ``absent``: it has no such architecture at all. ``liftable``:
-    ``max_context`` is a default that a flag of its server raises. ``caution``: what a user must know
-    although the table is right.
+    model, and then ``problem`` says why. ``absent``: it has no such architecture at all. ``unknown``:
+    why nothing is claimed of what it does (code of this family that was not read, code of the
+    checkpoint's own). ``liftable``: ``max_context`` is a default that a flag of its server raises.
+    ``caution``: what a user must know although the table is right; ``flags``: what its server is given for it.
     """
 
     tables: Mapping[str, RopeTable] = {}
@@ -41,8 +43,10 @@ class Reading(Struct, frozen=True, kw_only=True):
     how: tuple[str, ...] = ()
     problem: str | None = None
     absent: bool = False
+    unknown: str | None = None
     liftable: bool = False
     caution: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 class Reader(Protocol):
@@ -58,6 +62,16 @@ class Reader(Protocol):
     def evidence(self) -> Evidence: ...
 
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading: ...
+
+    def serve(self, source: str, reading: Reading, *, length: int) -> str:
+        """The command (or snippet) that serves ``source`` at ``length`` tokens, given what the reader reads of it."""
+        ...
+
+
+def serve_command(*words: str, environment: str = "") -> str:
+    """A shell line of ``words``, quoted where a shell needs it."""
+    line = shlex.join(word for word in words if word)
+    return f"{environment} {line}" if environment else line
 
 
 def answered(effective: Callable[P, Reading]) -> Callable[P, Reading]:

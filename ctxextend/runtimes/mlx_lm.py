@@ -24,6 +24,7 @@ from ctxextend.runtimes.base import (
     answered,
     null_original,
     ratio_temperature,
+    serve_command,
     with_temperature,
     without_factor,
     yarn_pair_temperature,
@@ -117,6 +118,10 @@ class MlxLm:
             max_context=longest,
             how=("rope_theta and rope_scaling of config.json itself; no limit on the length",),
         )
+
+    def serve(self, source: str, reading: Reading, *, length: int) -> str:
+        """Its server has no flag for the length, and no limit."""
+        return serve_command("mlx_lm.server", "--model", source, *reading.flags)
 
 
 def _missing(text: Mapping[str, Any], family: Family) -> str | None:

@@ -24,6 +24,7 @@ from ctxextend.runtimes.base import (
     null_original,
     number,
     ratio_temperature,
+    serve_command,
     stated_length,
     with_temperature,
     without_factor,
@@ -88,6 +89,12 @@ class Sglang:
             max_context=longest,
             how=("transformers 5's rope_parameters; the first stated length, times the factor for some types",),
         )
+
+    def serve(self, source: str, reading: Reading, *, length: int) -> str:
+        refused = reading.max_context is not None and reading.max_context < length
+        environment = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1" if refused else ""
+        words = ("python", "-m", "sglang.launch_server", "--model-path", source, "--context-length", str(length))
+        return serve_command(*words, *reading.flags, environment=environment)
 
 
 def _unread(rope: HfRope, family: Family) -> str | None:

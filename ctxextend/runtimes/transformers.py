@@ -68,6 +68,9 @@ class Transformers5:
             how=("rope_scaling, else rope_parameters; max_position_embeddings",),
         )
 
+    def serve(self, source: str, reading: Reading, *, length: int) -> str:
+        return load_snippet(source)
+
 
 class Transformers4:
     """4.56 and 4.57: the older form alone; longrope's original length only at the top level."""
@@ -93,6 +96,14 @@ class Transformers4:
             max_context=_length(rope),
             how=("rope_theta and rope_scaling; max_position_embeddings",),
         )
+
+    def serve(self, source: str, reading: Reading, *, length: int) -> str:
+        return load_snippet(source)
+
+
+def load_snippet(source: str) -> str:
+    """What loads a checkpoint in Python: nothing is told of the length, which has no limit there."""
+    return f"AutoModelForCausalLM.from_pretrained({source!r}, dtype='auto')"
 
 
 def unread_by_5(rope: HfRope, family: Family) -> str | None:

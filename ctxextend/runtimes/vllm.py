@@ -23,6 +23,7 @@ from ctxextend.runtimes.base import (
     answered,
     number,
     ratio_temperature,
+    serve_command,
     with_temperature,
     without_factor,
     yarn_pair_temperature,
@@ -89,18 +90,26 @@ class Vllm:
             how=("transformers 5's rope_parameters; the smallest stated length",),
         )
 
+    def serve(self, source: str, reading: Reading, *, length: int) -> str:
+        refused = reading.max_context is not None and reading.max_context < length and not reading.liftable
+        environment = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1" if refused else ""
+        words = ("vllm", "serve", source, "--max-model-len", str(length), *reading.flags)
+        return serve_command(*words, environment=environment)
+
 
 def _through_transformers(config: Mapping[str, Any], family: Family, rope: HfRope, length: int) -> Reading:
     reading = Transformers5().effective(config, family, length=length)
     if reading.problem is not None:
         return reading
-    caution = None
+    caution: str | None = None
+    flags: tuple[str, ...] = ()
     if any(isinstance(group.scaling, LongRope) for group in rope.groups):
         caution = (
             "vLLM runs this family through transformers' code, whose longrope doesn't compile before "
             "transformers 5.21: serve with --enforce-eager"
         )
-    return msgspec.structs.replace(reading, max_context=_max_context(rope, family), caution=caution)
+        flags = ("--enforce-eager",)
+    return msgspec.structs.replace(reading, max_context=_max_context(rope, family), caution=caution, flags=flags)
 
 
 def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeTable | str:
