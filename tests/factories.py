@@ -14,6 +14,8 @@ from ctxextend.formats.json_edit import apply_edits, edit_text
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.plan import Plan, edits_of, make_plan
 from ctxextend.recipe import Recipe
+from tests.family_keys import KEYS as FAMILY_KEYS
+from tests.layered_family_keys import KEYS as LAYERED_KEYS
 
 TypeAndShape = tuple[str, tuple[int, ...]]
 
@@ -31,78 +33,6 @@ TINY: Mapping[str, Any] = {
     "vocab_size": 96,
 }
 
-#: What a family's class needs beside TINY, spelled as its published configs spell it (transformers 4).
-_FAMILY_KEYS: Mapping[str, Mapping[str, Any]] = {
-    "cohere2": {"num_hidden_layers": 4, "sliding_window": 16},
-    "deepseek_v2": {
-        "qk_rope_head_dim": 32,
-        "qk_nope_head_dim": 16,
-        "v_head_dim": 16,
-        "kv_lora_rank": 16,
-        "q_lora_rank": 16,
-        "num_key_value_heads": 2,
-        "n_routed_experts": 2,
-        "num_experts_per_tok": 1,
-        "moe_intermediate_size": 16,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-    },
-    "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
-    "gemma": {"head_dim": 32},
-    "gemma2": {"head_dim": 32, "num_hidden_layers": 2, "sliding_window": 16, "query_pre_attn_scalar": 32},
-    "gemma3": {
-        "model_type": "gemma3_text",
-        "head_dim": 32,
-        "num_hidden_layers": 6,
-        "rope_local_base_freq": 10000.0,
-        "rope_theta": 1000000.0,
-        "sliding_window": 16,
-        "query_pre_attn_scalar": 32,
-    },
-    "glm4": {"head_dim": 32, "partial_rotary_factor": 0.5, "pad_token_id": None},
-    "gpt_neox": {"rotary_emb_base": 10000, "rotary_pct": 0.25},
-    "gpt_oss": {
-        "head_dim": 32,
-        "num_hidden_layers": 2,
-        "num_local_experts": 2,
-        "num_experts_per_tok": 1,
-        "sliding_window": 16,
-    },
-    "internlm3": {"head_dim": 32},
-    "llama4": {
-        "model_type": "llama4_text",
-        "head_dim": 32,
-        "num_hidden_layers": 4,
-        "num_local_experts": 1,
-        "num_experts_per_tok": 1,
-        "attention_chunk_size": 256,
-        "intermediate_size_mlp": 64,
-        "interleave_moe_layer_step": 1,
-    },
-    "ministral": {"head_dim": 32, "sliding_window": None},
-    "ministral3": {"head_dim": 32},
-    "mistral": {"sliding_window": None},
-    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": None},
-    "nemotron": {"partial_rotary_factor": 0.5},
-    "olmo3": {"num_hidden_layers": 4, "rope_theta": 500000.0, "sliding_window": 16},
-    "phi": {"partial_rotary_factor": 0.5},
-    "phi3": {"original_max_position_embeddings": 1024, "pad_token_id": 0},
-    "qwen2_5_vl": {"model_type": "qwen2_5_vl_text"},
-    "qwen2_moe": {
-        "num_experts": 2,
-        "num_experts_per_tok": 1,
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 16,
-    },
-    "qwen2_vl": {"model_type": "qwen2_vl_text"},
-    "qwen3": {"head_dim": 32},
-    "qwen3_moe": {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "head_dim": 32},
-    "smollm3": {"num_hidden_layers": 4, "pad_token_id": 0},
-    "stablelm": {"partial_rotary_factor": 0.25},
-}
-_FAMILY_KEYS = {**_FAMILY_KEYS, "deepseek_v3": {**_FAMILY_KEYS["deepseek_v2"], "n_shared_experts": 1}}
-
 #: Keys of TINY that a family's configs don't have.
 _DROPPED: Mapping[str, tuple[str, ...]] = {"gpt_neox": ("rope_theta",)}
 
@@ -114,7 +44,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def family_config(family: Family, **changes: Any) -> dict[str, Any]:
     """A tiny config.json of a family with plain rope, in the older form of published configs."""
-    own = dict(_FAMILY_KEYS.get(family.name, {}))
+    own = dict(({**FAMILY_KEYS, **LAYERED_KEYS}).get(family.name, {}))
     dropped = _DROPPED.get(family.name, ())
     base = {key: value for key, value in TINY.items() if key not in (*dropped, "architectures")}
     return {**base, "model_type": family.model_types[0], **own, **changes}
