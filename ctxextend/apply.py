@@ -59,7 +59,7 @@ class OutputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Verified(Struct, frozen=True, kw_only=True):
-    """What one runtime was found to read in the output."""
+    """What one runtime was found to read in the output, and what serves it from inside its folder."""
 
     runtime: str
     versions: str
@@ -67,6 +67,7 @@ class Verified(Struct, frozen=True, kw_only=True):
     reason: str | None
     max_context: int | None
     inv_freq_error: float
+    serve: str | None = None
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -211,17 +212,20 @@ def verify(plan: Plan, output: Path) -> tuple[Verified, ...]:
                 file="config.json",
                 hint="this should not happen: please report it with the output of 'plan --json'",
             )
-    return tuple(_verified(verdict) for verdict in verdicts)
+    return tuple(_verified(verdict, max(plan.target_context, plan.trained_context)) for verdict in verdicts)
 
 
-def _verified(verdict: Verdict) -> Verified:
+def _verified(verdict: Verdict, target: int) -> Verified:
+    reader, reading = verdict.reader, verdict.reading
+    lost = reading.absent or reading.problem is not None
     return Verified(
-        runtime=verdict.reader,
-        versions=verdict.versions,
+        runtime=reader.runtime,
+        versions=reader.versions,
         agrees=verdict.agrees,
         reason=verdict.reason,
-        max_context=verdict.reading.max_context,
-        inv_freq_error=verdict.frequency_error,
+        max_context=reading.max_context,
+        inv_freq_error=verdict.comparison.frequency_error,
+        serve=None if lost else reader.serve(".", reading, length=target),
     )
 
 

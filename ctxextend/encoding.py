@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from ctxextend.comparison import Comparison, compare
 from ctxextend.errors import RefusedError
 from ctxextend.families import Family
 from ctxextend.formats.hf_read import read_rope
-from ctxextend.formats.hf_write import CARRIER_TOLERANCE, Encoding, encodings
+from ctxextend.formats.hf_write import Encoding, encodings
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import Reader, Reading, readers_of
 from ctxextend.scaling import Dynamic, LongRope, Scaling, Yarn, table
-
-#: How close a reader's frequencies must come to the plan's, relatively.
-TOLERANCE: Final = 1e-5
 
 
 class PlanWarning(Struct, frozen=True, kw_only=True):
@@ -43,19 +40,25 @@ class Chosen(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What one reader makes of one candidate. ``reason`` says why it isn't the planned table."""
+    """What one reader makes of one candidate, against the planned tables."""
 
-    reader: str
-    versions: str
-    agrees: bool
-    reason: str | None
+    reader: Reader
     reading: Reading
-    frequency_error: float = 0.0
+    comparison: Comparison
 
     @property
     def name(self) -> str:
         """The reader with its versions."""
-        return f"{self.reader} {self.versions}"
+        return f"{self.reader.runtime} {self.reader.versions}"
+
+    @property
+    def agrees(self) -> bool:
+        return self.comparison.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it isn't the planned table."""
+        return self.comparison.reason
 
 
 def choose_encoding(
@@ -92,7 +95,7 @@ def choose_encoding(
         tried.append((candidate, verdicts))
     if not tried:
         raise _no_form(method, family, carriers)
-    best, verdicts = max(tried, key=lambda pair: sum(verdict.agrees for verdict in pair[1]))
+    best, verdicts = max(tried, key=lambda pair: _nearness(pair[1]))
     if allow:
         edited = apply_edits(dict(config), best.edits)
         return _chosen(best, edited, family, verdicts, scalings, target, excused)
@@ -137,47 +140,8 @@ def _verdict(
     dynamic: bool,
 ) -> Verdict:
     reading = reader.effective(config, family, length=target)
-    reason, error = None, 0.0
-    if not reading.absent and reading.unknown is None:
-        reason, error = _difference(reading, planned, target=target, dynamic=dynamic)
-    return Verdict(
-        reader=reader.runtime,
-        versions=reader.versions,
-        agrees=reason is None,
-        reason=reason,
-        reading=reading,
-        frequency_error=error,
-    )
-
-
-def _difference(
-    reading: Reading, planned: Mapping[str, RopeTable], *, target: int, dynamic: bool
-) -> tuple[str | None, float]:
-    """Why a reading isn't the plan (None when it is), and the largest frequency error."""
-    if reading.problem is not None:
-        return reading.problem, 0.0
-    worst = 0.0
-    for label, goal in planned.items():
-        found = reading.tables.get(label)
-        if found is None:
-            return f"it sees no layers {label}", 0.0
-        error = found.error_against(goal)
-        worst = max(worst, error)
-        if error > TOLERANCE:
-            return f"its frequencies are off by {_percent(error)} at most", error
-        if abs(found.attention_factor / goal.attention_factor - 1.0) > CARRIER_TOLERANCE:
-            said = f"{found.attention_factor:.5g} instead of {goal.attention_factor:.5g}"
-            return f"its attention factor is {said}", error
-        if abs(found.softmax_factor / goal.softmax_factor - 1.0) > CARRIER_TOLERANCE:
-            said = f"{found.softmax_factor:.5g} instead of {goal.softmax_factor:.5g}"
-            return f"its softmax factor is {said}", error
-        if dynamic and goal.switches and not found.switches:
-            return "its base doesn't follow the length as transformers' does", error
-    switching = any(goal.switches for goal in planned.values()) and not dynamic
-    longest = reading.max_context
-    if longest is not None and longest < target and not (switching or reading.liftable):
-        return f"it would serve {longest} tokens only", worst
-    return None, worst
+    comparison = compare(reading, planned, target=target, dynamic=dynamic)
+    return Verdict(reader=reader, reading=reading, comparison=comparison)
 
 
 def static_tables(planned: Mapping[str, RopeTable]) -> dict[str, RopeTable]:
@@ -223,13 +187,13 @@ def _cautions(verdicts: tuple[Verdict, ...], target: int, excused: frozenset[str
                 code="length-above",
                 message=f"{who} will advertise {longest} tokens, more than the {target} that are planned: it "
                 "multiplies the stated length by the factor",
-                hint=_length_flag(verdict.reader, target),
+                hint=_length_flag(verdict.reader.runtime, target),
             )
         if longest is not None and longest < target and verdict.agrees:
             yield PlanWarning(
                 code="length-below",
                 message=f"{who} serves {longest} tokens unless it is told otherwise",
-                hint=_length_flag(verdict.reader, target),
+                hint=_length_flag(verdict.reader.runtime, target),
             )
 
 
@@ -270,24 +234,25 @@ def _no_form(method: str, family: Family, carriers: str) -> RefusedError:
     )
 
 
+def _nearness(verdicts: tuple[Verdict, ...]) -> tuple[int, float]:
+    """How near a candidate comes: how many readers agree, then how little the worst of the others is off."""
+    return sum(v.agrees for v in verdicts), -max(v.comparison.frequency_error for v in verdicts)
+
+
 def _unreadable(method: str, best: Encoding, verdicts: tuple[Verdict, ...]) -> RefusedError:
     bad = [v for v in verdicts if not v.agrees]
-    failing = {v.reader for v in bad}
-    good = [name for name in dict.fromkeys(v.reader for v in verdicts) if name not in failing]
-    said = "; ".join(f"{v.reader} {v.versions}: {v.reason}" for v in bad)
+    failing = {v.reader.runtime for v in bad}
+    good = [name for name in dict.fromkeys(v.reader.runtime for v in verdicts) if name not in failing]
+    said = "; ".join(f"{v.name}: {v.comparison.cost or v.reason}" for v in bad)
     hints = []
     if good:
         hints.append(f"--runtimes {','.join(good)} if the others don't matter")
     if method != "ntk":
         hints.append("--method ntk changes rope_theta alone, which most read")
     return RefusedError(
-        f"no way to write {method} is read alike by all the runtimes named ({said})",
+        f"no way to write {method} is read alike by all the runtimes named; as {best.name}, the nearest: {said}",
         code="unreadable",
         expected="one table in every runtime",
-        found=f"the nearest form is {best.name}",
+        found=f"{len(bad)} of {len(verdicts)} readers use another one, or fail",
         hint="; ".join((*hints, "--allow unreadable writes it all the same")),
     )
-
-
-def _percent(error: float) -> str:
-    return f"{100.0 * error:.3g} %" if math.isfinite(error) else "everything"

@@ -1,0 +1,103 @@
+"""A reading against the tables that were meant: how far apart they are, and whether that is agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from ctxextend.formats.hf_write import CARRIER_TOLERANCE
+from ctxextend.rope import RopeTable
+from ctxextend.runtimes import Reading
+
+#: How close a reader's frequencies must come to what was meant, relatively.
+TOLERANCE: Final = 1e-5
+
+
+class GroupDifference(Struct, frozen=True, kw_only=True):
+    """One group of layers: what the reader uses, and the largest relative error of its frequencies.
+
+    ``found`` is None where the reader sees no such layers.
+    """
+
+    label: str
+    goal: RopeTable
+    found: RopeTable | None
+    frequency_error: float = 0.0
+
+    @property
+    def reason(self) -> str | None:
+        """Why it isn't what was meant, if it isn't."""
+        found, goal = self.found, self.goal
+        if found is None:
+            return f"it sees no layers {self.label}"
+        if self.frequency_error > TOLERANCE:
+            return f"its frequencies are off by {percent(self.frequency_error)} at most"
+        for name in ("attention", "softmax"):
+            ours, theirs = getattr(found, f"{name}_factor"), getattr(goal, f"{name}_factor")
+            if abs(ours / theirs - 1.0) > CARRIER_TOLERANCE:
+                return f"its {name} factor is {ours:.5g} instead of {theirs:.5g}"
+        return None
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """A whole reading: ``reason`` says why it isn't what was meant; None when it is."""
+
+    reason: str | None
+    groups: tuple[GroupDifference, ...] = ()
+
+    @property
+    def frequency_error(self) -> float:
+        """The largest relative error of a frequency in any group."""
+        return max((group.frequency_error for group in self.groups), default=0.0)
+
+    @property
+    def cost(self) -> str:
+        """What the difference comes to, in numbers; empty for a reading without tables."""
+        told = [
+            f"{group.label}: frequencies off by {percent(group.frequency_error)} at most, attention factor "
+            f"{group.found.attention_factor:.5g} instead of {group.goal.attention_factor:.5g}"
+            for group in self.groups
+            if group.found is not None and group.reason is not None
+        ]
+        return "; ".join(told)
+
+
+def compare(reading: Reading, meant: Mapping[str, RopeTable], *, target: int, dynamic: bool = False) -> Comparison:
+    """``reading`` against the tables ``meant`` at ``target`` tokens.
+
+    ``dynamic``: the base is meant to follow the length. A reader that has no such model, or of which
+    nothing is claimed, has nothing to disagree with.
+    """
+    if reading.absent or reading.unknown is not None:
+        return Comparison(reason=None)
+    if reading.problem is not None:
+        return Comparison(reason=reading.problem)
+    groups = tuple(_group(label, goal, reading.tables.get(label)) for label, goal in meant.items())
+    reason = next((group.reason for group in groups if group.reason is not None), None)
+    if reason is None and dynamic and any(g.found and g.goal.switches and not g.found.switches for g in groups):
+        reason = "its base doesn't follow the length as transformers' does"
+    if reason is None:
+        reason = _too_short(reading, meant, target=target, dynamic=dynamic)
+    return Comparison(reason=reason, groups=groups)
+
+
+def percent(error: float) -> str:
+    """A relative error as people read it."""
+    return f"{100.0 * error:.3g} %" if math.isfinite(error) else "everything"
+
+
+def _group(label: str, goal: RopeTable, found: RopeTable | None) -> GroupDifference:
+    error = 0.0 if found is None else found.error_against(goal)
+    return GroupDifference(label=label, goal=goal, found=found, frequency_error=error)
+
+
+def _too_short(reading: Reading, meant: Mapping[str, RopeTable], *, target: int, dynamic: bool) -> str | None:
+    """That it would serve less than the target, unless that is how its length-dependent table works."""
+    switching = any(goal.switches for goal in meant.values()) and not dynamic
+    longest = reading.max_context
+    if longest is None or longest >= target or switching or reading.liftable:
+        return None
+    return f"it would serve {longest} tokens only"
