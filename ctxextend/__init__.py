@@ -6,14 +6,25 @@
 >>> plan.factor
 4.0
 
-``run_plan(plan, opened, out)`` then writes the checkpoint.
+``run_plan(plan, opened, out)`` then writes the checkpoint; ``check_source(opened)`` says what every
+runtime makes of one.
 """
 
 from ctxextend.apply import Manifest, Options
+from ctxextend.check import Check, Finding, Meant, check
 from ctxextend.errors import CtxextendError
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.methods import Base, Method
-from ctxextend.pipeline import Opened, inspect_source, open_source, plan_source, run_plan
+from ctxextend.pipeline import (
+    Opened,
+    check_source,
+    inspect_source,
+    meaning_of,
+    open_source,
+    plan_source,
+    repair_source,
+    run_plan,
+)
 from ctxextend.plan import Plan, make_plan
 from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeSpec, RopeTable
@@ -24,9 +35,12 @@ __version__ = VERSION
 
 __all__ = [
     "Base",
+    "Check",
     "CtxextendError",
+    "Finding",
     "Inspection",
     "Manifest",
+    "Meant",
     "Method",
     "Opened",
     "Options",
@@ -36,11 +50,15 @@ __all__ = [
     "RopeTable",
     "Scaling",
     "__version__",
+    "check",
+    "check_source",
     "inspect",
     "inspect_source",
     "make_plan",
+    "meaning_of",
     "open_source",
     "plan_source",
+    "repair_source",
     "run_plan",
     "table",
 ]

@@ -26,6 +26,7 @@ from ctxextend.encoding import Verdict, judge, static_tables
 from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
 from ctxextend.families import find_family
 from ctxextend.formats.json_edit import Edit, edit_text, value_at
+from ctxextend.plan import SCHEMA as PLAN_SCHEMA
 from ctxextend.plan import Plan, edits_of
 from ctxextend.record import path_of
 from ctxextend.runtimes.overrides import overrides
@@ -226,6 +227,33 @@ def _verified(verdict: Verdict, target: int) -> Verified:
         max_context=reading.max_context,
         inv_freq_error=verdict.comparison.frequency_error,
         serve=None if lost else reader.serve(".", reading, length=target),
+    )
+
+
+def plan_from(document: Any, *, file: str) -> Plan:
+    """The plan in a JSON document: of ``plan --json``, or the one that a manifest holds.
+
+    Raises :class:`CheckpointError` naming ``file`` for anything else.
+    """
+    if isinstance(document, dict) and document.get("schema") == SCHEMA:
+        document = document.get("plan")
+    try:
+        plan = msgspec.convert(document, Plan)
+    except msgspec.ValidationError as error:
+        raise _broken_plan(file, str(error)) from error
+    if plan.schema != PLAN_SCHEMA:
+        raise _broken_plan(file, plan.schema)
+    return plan
+
+
+def _broken_plan(file: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        "the plan can't be read",
+        code="broken-plan",
+        file=file,
+        expected=PLAN_SCHEMA,
+        found=found,
+        hint="make it again: ctxextend plan SOURCE ... --json > plan.json",
     )
 
 

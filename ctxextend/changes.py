@@ -77,7 +77,7 @@ def with_record(
     base_edits = {file: edits.get(file, ()) for file in {*edits, *(old.base if old else ())}}
     base = {}
     for file, wanted in base_edits.items():
-        document = _document(contents, file)
+        document = document_of(contents, file)
         restored = apply_edits(document, undo(old, file)) if old else document
         base[file] = before(restored, wanted)
     record = Record(
@@ -93,14 +93,14 @@ def with_record(
     for file, wanted in base_edits.items():
         undone = undo(old, file) if old else ()
         sequence = (*undone, *wanted, *((block,) if file == "config.json" else ()))
-        changed = _net(_document(contents, file), sequence)
+        changed = net_edits(document_of(contents, file), sequence)
         if changed:
             final[file] = changed
     return final
 
 
-def _net(document: Mapping[str, Any], sequence: Sequence[Edit]) -> tuple[Edit, ...]:
-    """One edit for each place whose value really changes, in the order of first mention."""
+def net_edits(document: Mapping[str, Any], sequence: Sequence[Edit]) -> tuple[Edit, ...]:
+    """One edit for each place of ``document`` that ``sequence`` really changes, in the order of first mention."""
     final = apply_edits(dict(document), sequence)
     net = []
     for path in dict.fromkeys(edit.path for edit in sequence):
@@ -118,7 +118,8 @@ def _same(a: Any, b: Any) -> bool:
     return json.dumps(a) == json.dumps(b)
 
 
-def _document(contents: Contents, file: str) -> dict[str, Any]:
+def document_of(contents: Contents, file: str) -> dict[str, Any]:
+    """What a JSON file of the checkpoint says; empty for one that isn't there."""
     document = contents.documents.get(file)
     if document is not None:
         return document.value
@@ -128,14 +129,14 @@ def _document(contents: Contents, file: str) -> dict[str, Any]:
 
 def _before_us(contents: Contents, inspection: Inspection, file: str) -> dict[str, Any]:
     """A document as it was before an earlier conversion."""
-    document = _document(contents, file)
+    document = document_of(contents, file)
     return apply_edits(document, undo(inspection.record, file)) if inspection.record else document
 
 
 def actions_of(contents: Contents, final: Mapping[str, tuple[Edit, ...]]) -> tuple[Action, ...]:
     actions: list[Action] = []
     for file, edits in sorted(final.items()):
-        document = _document(contents, file)
+        document = document_of(contents, file)
         for edit in edits:
             was = value_at(document, edit.path)
             actions.append(EditJson(file=file, pointer=pointer(edit.path), before=was, after=edit.value))

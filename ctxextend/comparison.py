@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -14,6 +14,13 @@ from ctxextend.runtimes import Reading
 
 #: How close a reader's frequencies must come to what was meant, relatively.
 TOLERANCE: Final = 1e-5
+
+
+#: In what a group can differ.
+Difference = Literal["layers", "frequencies", "attention factor", "softmax factor"]
+
+#: In what a whole reading can: it fails to load, uses another table, or serves less.
+Kind = Literal["fails", "reads-otherwise", "length-below"]
 
 
 class GroupDifference(Struct, frozen=True, kw_only=True):
@@ -28,24 +35,41 @@ class GroupDifference(Struct, frozen=True, kw_only=True):
     frequency_error: float = 0.0
 
     @property
-    def reason(self) -> str | None:
-        """Why it isn't what was meant, if it isn't."""
+    def differs(self) -> Difference | None:
+        """In what it isn't what was meant, if it isn't: the first of these."""
         found, goal = self.found, self.goal
         if found is None:
-            return f"it sees no layers {self.label}"
+            return "layers"
         if self.frequency_error > TOLERANCE:
-            return f"its frequencies are off by {percent(self.frequency_error)} at most"
-        for name in ("attention", "softmax"):
-            ours, theirs = getattr(found, f"{name}_factor"), getattr(goal, f"{name}_factor")
-            if abs(ours / theirs - 1.0) > CARRIER_TOLERANCE:
-                return f"its {name} factor is {ours:.5g} instead of {theirs:.5g}"
+            return "frequencies"
+        if abs(found.attention_factor / goal.attention_factor - 1.0) > CARRIER_TOLERANCE:
+            return "attention factor"
+        if abs(found.softmax_factor / goal.softmax_factor - 1.0) > CARRIER_TOLERANCE:
+            return "softmax factor"
         return None
+
+    @property
+    def reason(self) -> str | None:
+        """The difference in words, with its size."""
+        found, goal = self.found, self.goal
+        match self.differs:
+            case "frequencies":
+                return f"its frequencies are off by {percent(self.frequency_error)} at most"
+            case "attention factor" if found is not None:
+                return f"its attention factor is {found.attention_factor:.5g} instead of {goal.attention_factor:.5g}"
+            case "softmax factor" if found is not None:
+                return f"its softmax factor is {found.softmax_factor:.5g} instead of {goal.softmax_factor:.5g}"
+            case None:
+                return None
+            case _:
+                return f"it sees no layers {self.label}"
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
     """A whole reading: ``reason`` says why it isn't what was meant; None when it is."""
 
     reason: str | None
+    kind: Kind | None = None
     groups: tuple[GroupDifference, ...] = ()
 
     @property
@@ -74,14 +98,15 @@ def compare(reading: Reading, meant: Mapping[str, RopeTable], *, target: int, dy
     if reading.absent or reading.unknown is not None:
         return Comparison(reason=None)
     if reading.problem is not None:
-        return Comparison(reason=reading.problem)
+        return Comparison(reason=reading.problem, kind="fails")
     groups = tuple(_group(label, goal, reading.tables.get(label)) for label, goal in meant.items())
     reason = next((group.reason for group in groups if group.reason is not None), None)
     if reason is None and dynamic and any(g.found and g.goal.switches and not g.found.switches for g in groups):
         reason = "its base doesn't follow the length as transformers' does"
-    if reason is None:
-        reason = _too_short(reading, meant, target=target, dynamic=dynamic)
-    return Comparison(reason=reason, groups=groups)
+    if reason is not None:
+        return Comparison(reason=reason, kind="reads-otherwise", groups=groups)
+    reason = _too_short(reading, meant, target=target, dynamic=dynamic)
+    return Comparison(reason=reason, kind=None if reason is None else "length-below", groups=groups)
 
 
 def percent(error: float) -> str:

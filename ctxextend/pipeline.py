@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from ctxextend import checkpoint
-from ctxextend.apply import Manifest, Options, Progress, convert
+from ctxextend.apply import Manifest, Options, Progress, convert, plan_from
+from ctxextend.check import Check, Meant, check, meant_by, meant_by_plan
 from ctxextend.checkpoint import Source
+from ctxextend.checkpoint.directory import read_json
 from ctxextend.contents import Contents
 from ctxextend.errors import RefusedError
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.plan import Plan, make_plan
 from ctxextend.recipe import Recipe
-from ctxextend.tensors.places import check_places
+from ctxextend.repair import make_repair
+from ctxextend.runtimes import DEFAULT_RUNTIMES
+from ctxextend.tensors.places import MANIFEST, check_places
 
-__all__ = ["Opened", "inspect_source", "open_source", "plan_source", "run_plan"]
+__all__ = [
+    "Opened",
+    "check_source",
+    "inspect_source",
+    "meaning_of",
+    "open_source",
+    "plan_source",
+    "repair_source",
+    "run_plan",
+]
 
 
 class Opened(Struct, frozen=True, kw_only=True):
@@ -33,7 +48,17 @@ def open_source(source: str | Path | Source) -> Opened:
 
 
 def inspect_source(opened: Opened, recipe: Recipe) -> Inspection:
-    """What the checkpoint means, with the overrides that the recipe names."""
+    """What the checkpoint means, with the overrides that the recipe names.
+
+    Raises :class:`RefusedError` for a GGUF file, whose keys alone are read so far.
+    """
+    if opened.contents.storage == "gguf":
+        raise RefusedError(
+            "this version reads safetensors checkpoints, not GGUF files",
+            code="gguf",
+            file=opened.contents.source,
+            hint=f"ctxextend check {opened.contents.source} says what llama.cpp makes of it",
+        )
     return inspect(
         opened.contents,
         family=recipe.family,
@@ -46,6 +71,65 @@ def inspect_source(opened: Opened, recipe: Recipe) -> Inspection:
 def plan_source(opened: Opened, recipe: Recipe) -> Plan:
     """The plan for a recipe."""
     return make_plan(opened.contents, inspect_source(opened, recipe), recipe)
+
+
+def check_source(
+    opened: Opened,
+    *,
+    runtimes: Iterable[str] = DEFAULT_RUNTIMES,
+    against: Meant | None = None,
+    family: str | None = None,
+) -> Check:
+    """What each runtime will make of the checkpoint. One of our own is held to the plan in its manifest."""
+    inspection = inspect_source(opened, Recipe(family=family))
+    meant = against or _own_plan(opened.contents, inspection)
+    return check(opened.contents, inspection, required=runtimes, against=meant)
+
+
+def meaning_of(named: str) -> Meant:
+    """What ``--against`` names: a plan (or manifest) in a JSON file, or another checkpoint.
+
+    Raises :class:`RefusedError` for a checkpoint without a rope.
+    """
+    path = Path(named).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        return meant_by_plan(plan_from(read_json(path), file=named), source=f"the plan in {named}")
+    opened = open_source(named)
+    inspection = inspect_source(opened, Recipe())
+    meant = meant_by(opened.contents, inspection)
+    if meant is None:
+        raise RefusedError(
+            "a model without a rope says nothing of another's",
+            code="no-rope",
+            file=named,
+            key="model_type",
+            found=str(inspection.model_type),
+        )
+    return msgspec.structs.replace(meant, source=f"{meant.source} of {named}")
+
+
+def repair_source(
+    opened: Opened,
+    *,
+    runtimes: tuple[str, ...] = DEFAULT_RUNTIMES,
+    original_context: int | None = None,
+    family: str | None = None,
+    allow: tuple[str, ...] = (),
+) -> Plan:
+    """The plan that mends the checkpoint for ``runtimes``."""
+    inspection = inspect_source(opened, Recipe(family=family))
+    return make_repair(opened.contents, inspection, runtimes=runtimes, original_context=original_context, allow=allow)
+
+
+def _own_plan(contents: Contents, inspection: Inspection) -> Meant | None:
+    """The plan of the manifest, where this is an output of ours."""
+    manifest = contents.documents.get(MANIFEST)
+    if manifest is None or inspection.record is None:
+        return None
+    plan = plan_from(manifest.value, file=MANIFEST)
+    if plan.digest != inspection.record.plan:
+        return None
+    return meant_by_plan(plan, source=f"the plan that it was made by ({plan.method} to {plan.target_context})")
 
 
 def run_plan(

@@ -180,7 +180,7 @@ def _assemble(
     return Plan(
         version=VERSION,
         digest=digest,
-        source=_source(contents),
+        source=source_ref(contents),
         family=inspection.family.name,
         method=solution.method,
         options=solution.options,
@@ -270,7 +270,7 @@ def _plain_plan(
     return Plan(
         version=VERSION,
         digest=digest,
-        source=_source(contents),
+        source=source_ref(contents),
         family=inspection.family.name,
         method=method,
         options={},
@@ -355,7 +355,8 @@ def _warnings(inspection: Inspection, solution: Solution, *, target: int, fine_t
     return tuple(found)
 
 
-def _source(contents: Contents) -> SourceRef:
+def source_ref(contents: Contents) -> SourceRef:
+    """What the plan is for, with the checksum of its config.json."""
     text = contents.documents["config.json"].text
     return SourceRef(
         name=contents.name,

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
+from ctxextend.cli.check import check
 from ctxextend.cli.convert import convert
 from ctxextend.cli.inspect import inspect
 from ctxextend.cli.listings import families, methods, runtimes
@@ -24,6 +25,7 @@ _COMMANDS: Final = (
     (inspect, "What a checkpoint is: ropes, lengths, memory."),
     (plan, "What an extension changes, and why."),
     (convert, "Extend a checkpoint's context."),
+    (check, "What every runtime will make of a checkpoint."),
     (methods, "The methods and their parameters."),
     (families, "The model families that are known."),
     (runtimes, "The runtimes whose reading is known."),

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import msgspec
 import typer
 
-from ctxextend.apply import OVERRIDES, Manifest, Options, carried
-from ctxextend.apply import SCHEMA as MANIFEST_SCHEMA
+from ctxextend.apply import OVERRIDES, Manifest, Options, carried, plan_from
 from ctxextend.checkpoint.directory import read_json
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
-from ctxextend.errors import CheckpointError, UsageError
+from ctxextend.errors import UsageError
 from ctxextend.lengths import show_bytes
 from ctxextend.pipeline import open_source, plan_source, run_plan
-from ctxextend.plan import SCHEMA as PLAN_SCHEMA
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
 from ctxextend.tensors.places import check_places
@@ -25,10 +23,6 @@ from ctxextend.tensors.places import check_places
 OutOpt = Annotated[
     Optional[Path],
     typer.Option("--out", "-o", help="Where to; NAME-METHOD-128k otherwise.", show_default=False),
-]
-LinkOpt = Annotated[
-    Literal["auto", "reflink", "hardlink", "symlink", "copy"],
-    typer.Option("--link-mode", help="How files that stay get there; auto clones, else copies."),
 ]
 
 
@@ -54,10 +48,10 @@ def convert(
     config_only: Annotated[
         bool, typer.Option("--config-only", help="Write the changed files alone, and each engine's override.")
     ] = False,
-    link_mode: LinkOpt = "auto",
+    link_mode: o.LinkOpt = "auto",
     checksums: Annotated[bool, typer.Option("--checksums", help="Hash every file, not the headers alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its diff; write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier output of ctxextend.")] = False,
+    force: o.ForceOpt = False,
     allow: o.AllowOpt = None,
     revision: o.RevisionOpt = None,
     token: o.TokenOpt = None,
@@ -101,7 +95,7 @@ def convert(
     sizes = {file.path: file.size_bytes for file in opened.contents.files}
     with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
-    _show(console, path, manifest)
+    show_result(console, path, manifest)
 
 
 def _saved_plan(path: Path, recipe: Recipe) -> Plan:
@@ -113,37 +107,17 @@ def _saved_plan(path: Path, recipe: Recipe) -> Plan:
             key="--plan",
             hint="leave the method's options away, or make a new plan with them",
         )
-    document = read_json(path)
-    # A manifest, and so a converted folder, holds its plan.
-    if isinstance(document, dict) and document.get("schema") == MANIFEST_SCHEMA:
-        document = document.get("plan")
-    try:
-        plan = msgspec.convert(document, Plan)
-    except msgspec.ValidationError as error:
-        raise _broken_plan(path, str(error)) from error
-    if plan.schema != PLAN_SCHEMA:
-        raise _broken_plan(path, plan.schema)
-    return plan
+    return plan_from(read_json(path), file=str(path))
 
 
-def _broken_plan(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        "the plan can't be read",
-        code="broken-plan",
-        file=str(path),
-        expected=PLAN_SCHEMA,
-        found=found,
-        hint="make it again: ctxextend plan SOURCE ... --json > plan.json",
-    )
-
-
-def _show(console: Console, path: Path, manifest: Manifest) -> None:
+def show_result(console: Console, path: Path, manifest: Manifest) -> None:
+    """What was written where, and what each runtime reads in it."""
     if console.as_json:
         console.document(manifest)
         return
     console.line(str(path))
     plan = manifest.plan
-    if plan.method == "none":
+    if plan.method in ("none", "repair"):
         console.notes(plan.reasons)
     else:
         console.note(f"{plan.method}: {plan.arithmetic}, {plan.trained_context} -> {plan.target_context} tokens")

@@ -70,7 +70,8 @@ FamilyOpt = Annotated[
     Optional[str], typer.Option("--family", help="Treat the model as this family.", show_default=False)
 ]
 RuntimesOpt = Annotated[
-    str, typer.Option("--runtimes", metavar="LIST", help="The runtimes that must agree, comma-separated.")
+    str,
+    typer.Option("--runtimes", metavar="LIST", help="The runtimes that must agree, comma-separated; NAME@VERSION too."),
 ]
 CarrierOpt = Annotated[
     Literal["auto", "native", "factors"],
@@ -80,6 +81,12 @@ AllowOpt = Annotated[
     Optional[list[str]],
     typer.Option("--allow", metavar="CODE", help="Let this refusal pass.", show_default=False),
 ]
+
+LinkOpt = Annotated[
+    Literal["auto", "reflink", "hardlink", "symlink", "copy"],
+    typer.Option("--link-mode", help="How files that stay get there; auto clones, else copies."),
+]
+ForceOpt = Annotated[bool, typer.Option("--force", help="Replace an earlier output of ctxextend.")]
 
 #: Refusals that --allow can let pass.
 ALLOWABLE = ("unreadable",)
@@ -109,17 +116,7 @@ def recipe_of(
     allow: Iterable[str] | None,
 ) -> Recipe:
     """The recipe that the flags spell. Raises :class:`UsageError` for one that can't be read."""
-    names = tuple(dict.fromkeys(name.strip() for name in runtimes.split(",") if name.strip()))
-    readers_of(names)
-    for code in allow or ():
-        if code not in ALLOWABLE:
-            raise UsageError(
-                "there is no refusal of that name to let pass",
-                code="unknown-code",
-                key="--allow",
-                expected=", ".join(ALLOWABLE),
-                found=code,
-            )
+    names = runtimes_of(runtimes)
     return Recipe(
         method=method,
         target=None if target is None else parse_tokens(target, option="--target"),
@@ -133,10 +130,31 @@ def recipe_of(
         sliding_window=sliding_window,
         fine_tune=fine_tune == "yes",
         family=family,
-        runtimes=names or DEFAULT_RUNTIMES,
+        runtimes=names,
         carrier=carrier,
-        allow=tuple(allow or ()),
+        allow=allowed(allow),
     )
+
+
+def runtimes_of(listed: str) -> tuple[str, ...]:
+    """The names of a comma-separated list. Raises :class:`UsageError` for one that isn't known."""
+    names = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+    readers_of(names)
+    return names or DEFAULT_RUNTIMES
+
+
+def allowed(codes: Iterable[str] | None) -> tuple[str, ...]:
+    """The refusals to let pass. Raises :class:`UsageError` for one that can't be."""
+    for code in codes or ():
+        if code not in ALLOWABLE:
+            raise UsageError(
+                "there is no refusal of that name to let pass",
+                code="unknown-code",
+                key="--allow",
+                expected=", ".join(ALLOWABLE),
+                found=code,
+            )
+    return tuple(codes or ())
 
 
 def settings_of(pairs: Iterable[str]) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""What ``check`` shows a person: runtimes in a table, findings, the commands that serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from ctxextend.check import Check, Finding, RuntimeReport
+from ctxextend.comparison import percent
+
+_STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
+
+
+def check_page(found: Check, *, verbose: bool = False) -> RenderableType:
+    """The whole answer; ``verbose`` adds how each runtime comes to its reading."""
+    parts: list[RenderableType] = [
+        f"[bold]{escape(found.source)}[/] at {found.target_context} tokens, held to {escape(found.against)}",
+        Padding(_runtimes(found.runtimes), (1, 0, 0, 0)),
+    ]
+    if found.findings:
+        parts.append(Padding(_findings(found.findings), (1, 0, 0, 0)))
+    serving = [report for report in found.runtimes if report.required and report.serve is not None]
+    if serving:
+        parts.append(Padding(_serving(serving), (1, 0, 0, 0)))
+    if verbose:
+        parts.append(Padding(_derivations(found.runtimes), (1, 0, 0, 0)))
+    return Stack(*parts)
+
+
+def _runtimes(reports: Iterable[RuntimeReport]) -> Table:
+    listing = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("runtime", "", "serves", "frequencies off by", "attention factor", "known by"):
+        listing.add_column(column, justify="right" if column == "serves" else "left", no_wrap=column == "runtime")
+    for report in reports:
+        listing.add_row(
+            f"{report.runtime} {escape(report.versions)}",
+            _verdict(report),
+            "" if report.max_context is None else str(report.max_context),
+            percent(max((group.inv_freq_error for group in report.groups), default=0.0)) if report.groups else "",
+            ", ".join(dict.fromkeys(f"{group.attention_factor:.6g}" for group in report.groups)),
+            report.evidence,
+            style="" if report.required else "dim",
+        )
+    return listing
+
+
+def _verdict(report: RuntimeReport) -> str:
+    """One word: ``agrees``, ``differs``, ``fails``, ``unknown`` or ``absent``; for information in brackets."""
+    if report.absent:
+        word = "absent"
+    elif report.unknown is not None:
+        word = "unknown"
+    elif report.ok:
+        word = "agrees"
+    else:
+        word = "differs" if report.groups else "fails"
+    if not report.required:
+        return f"({word})"
+    style = {"agrees": "green", "differs": "bold red", "fails": "bold red"}.get(word, "yellow")
+    return f"[{style}]{word}[/]"
+
+
+def _findings(findings: Iterable[Finding]) -> Table:
+    listing = Table.grid(padding=(0, 2))
+    listing.add_column(no_wrap=True)
+    listing.add_column(overflow="fold")
+    for finding in findings:
+        style = _STYLES[finding.severity]
+        listing.add_row(f"[{style}]{finding.severity}[/]", f"{escape(finding.message)} [dim]\\[{finding.code}][/]")
+        if finding.fix is not None and finding.severity != "info":
+            listing.add_row("", f"[dim]fix:[/] {escape(finding.fix)}")
+    return listing
+
+
+def _serving(reports: Iterable[RuntimeReport]) -> Table:
+    listing = Table.grid(padding=(0, 2))
+    listing.add_column(style="dim", no_wrap=True, justify="right")
+    listing.add_column(overflow="fold")
+    commands: dict[str, list[str]] = {}
+    for report in reports:
+        commands.setdefault(report.serve or "", []).append(report.runtime)
+    for command, names in commands.items():
+        listing.add_row(", ".join(dict.fromkeys(names)), escape(command))
+    return listing
+
+
+def _derivations(reports: Iterable[RuntimeReport]) -> Table:
+    listing = Table.grid(padding=(0, 2))
+    listing.add_column(style="dim", no_wrap=True, justify="right")
+    listing.add_column(overflow="fold")
+    for report in reports:
+        said = "; ".join(filter(None, (*report.how, report.unknown, report.reason)))
+        listing.add_row(f"{report.runtime} {escape(report.versions)}", escape(said))
+    return listing

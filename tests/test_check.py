@@ -1,0 +1,263 @@
+"""``check``: each trap is named, those that a required runtime falls into are errors, and what is right stays quiet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from ctxextend.check import Check, check, meant_by, meant_by_plan
+from ctxextend.contents import Contents, Note
+from ctxextend.families import FAMILIES
+from ctxextend.inspection import inspect
+from ctxextend.plan import make_plan
+from ctxextend.recipe import Recipe
+from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
+from tests.factories import config, contents, converted, family_config
+
+L, T = 32768, 131072
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": L}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": L,
+}
+
+
+def qwen3(**changes: Any) -> dict[str, Any]:
+    return family_config(FAMILIES["qwen3"], max_position_embeddings=T, rope_theta=1000000.0, **changes)
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    return config(max_position_embeddings=T, **changes)
+
+
+def checked(value: Mapping[str, Any] | Contents, *runtimes: str, **documents: Any) -> Check:
+    source = value if isinstance(value, Contents) else contents(value, **documents)
+    return check(source, inspect(source), required=runtimes or DEFAULT_RUNTIMES)
+
+
+def severities(found: Check) -> dict[str, str]:
+    worst: dict[str, str] = {}
+    for finding in found.findings:  # errors come first
+        worst.setdefault(finding.code, finding.severity)
+    return worst
+
+
+def newer_only(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as transformers 5 saves it."""
+    kept = {key: v for key, v in value.items() if key not in ("rope_theta", "rope_scaling")}
+    return {**kept, "rope_parameters": {**(value.get("rope_scaling") or {}), "rope_theta": value["rope_theta"]}}
+
+
+def nested_with_flat() -> dict[str, Any]:
+    inner = family_config(FAMILIES["mistral"], max_position_embeddings=L)
+    return {"model_type": "mistral3", "text_config": inner, "rope_scaling": YARN}
+
+
+def ministral3(original: int) -> dict[str, Any]:
+    yarn = {**(FAMILIES["ministral3"].default_scaling or {}), "original_max_position_embeddings": original}
+    newer = {"rope_parameters": {**yarn, "rope_theta": 1e6}}
+    return family_config(FAMILIES["ministral3"], max_position_embeddings=16 * original, **newer)
+
+
+def deepseek(**changes: Any) -> dict[str, Any]:
+    yarn = {**YARN, "original_max_position_embeddings": 4096, **changes}
+    return family_config(FAMILIES["deepseek_v3"], max_position_embeddings=16384, rope_scaling=yarn)
+
+
+#: Each trap of docs/reference that files show: a config, the finding, whether it makes a default runtime differ.
+TRAPS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "the model card's form": (
+        qwen3(rope_scaling=YARN) | {"max_position_embeddings": 40960},
+        "length-mismatch",
+        "error",
+    ),
+    "the newer form alone": (newer_only(llama(rope_scaling=YARN)), "new-form-only", "error"),
+    "two dictionaries": (
+        llama(rope_scaling=YARN, rope_parameters={**YARN, "factor": 8.0, "rope_theta": 1e4}),
+        "both-dictionaries",
+        "warning",
+    ),
+    "two thetas": (llama(rope_scaling=YARN, rope_parameters={**YARN, "rope_theta": 5e5}), "theta-twice", "warning"),
+    "a stale original length": (
+        llama(rope_scaling=YARN, original_max_position_embeddings=4096),
+        "original-length-twice",
+        "error",
+    ),
+    "an integer factor": (llama(rope_scaling={"rope_type": "linear", "factor": 4}), "integer-factor", "error"),
+    "yarn without an original length": (
+        llama(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+        "original-length-missing",
+        "error",
+    ),
+    "an attention factor": (
+        qwen3(rope_scaling={**YARN, "attention_factor": 1.0}),
+        "attention-factor-ignored",
+        "error",
+    ),
+    "latent attention without the pair": (deepseek(), "latent-without-pair", "warning"),
+    "latent attention with half of it": (deepseek(mscale=1.0), "latent-without-pair", "warning"),
+    "a linear length that is multiplied": (
+        llama(rope_scaling={"rope_type": "linear", "factor": 4.0}),
+        "length-multiplied",
+        "warning",
+    ),
+    "dynamic for a server": (
+        config(max_position_embeddings=L, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+        "dynamic-for-a-server",
+        "error",
+    ),
+    "a flat override beside a nested config": (nested_with_flat(), "flat-beside-nested", "warning"),
+    "a moved query scale": (ministral3(8192), "query-scale-moved", "error"),
+    "lists that change over": (
+        llama(
+            rope_scaling={
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 16,
+                "long_factor": [4.0] * 16,
+                "original_max_position_embeddings": L,
+                "factor": 4.0,
+            },
+            original_max_position_embeddings=L,
+        ),
+        "longrope-switches",
+        "warning",
+    ),
+    "two spellings": (qwen3(rope_scaling={**YARN, "type": "yarn"}), "two-spellings", "info"),
+    "a stale synonym": (qwen3(rope_scaling=YARN, max_sequence_length=L), "length-below", "error"),
+    "sections of positions": (
+        family_config(
+            FAMILIES["qwen2_5_vl"],
+            max_position_embeddings=T,
+            rope_scaling={**YARN, "mrope_section": [4, 6, 6]},
+        ),
+        "mrope-ramp",
+        "error",
+    ),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_trap_is_named(trap: str) -> None:
+    broken, code, severity = TRAPS[trap]
+    found = checked(broken)
+    assert severities(found).get(code) == severity
+    assert found.ok is not any(finding.severity == "error" for finding in found.findings)
+    for finding in found.findings:
+        assert finding.message
+        assert finding.fix or finding.code in ("no-such-model", "unknown", "caution")
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_a_trap_is_not_named_where_it_is_not(trap: str) -> None:
+    _broken, code, _severity = TRAPS[trap]
+    right = llama(rope_scaling=LLAMA3, rope_parameters={**LLAMA3, "rope_theta": 10000.0})
+    found = checked(right)
+    assert found.ok
+    assert code not in severities(found)
+
+
+def test_code_of_the_checkpoints_own_is_named() -> None:
+    source = contents(llama(auto_map={"AutoModelForCausalLM": "modeling_own.Own"}))
+    note = Note(code="auto-map", message="auto_map names code of the checkpoint's own")
+    with_note = Contents(**{field: getattr(source, field) for field in source.__struct_fields__} | {"notes": (note,)})
+    assert severities(checked(with_note))["auto-map"] == "warning"
+
+
+def test_limits_beside_the_config_are_named() -> None:
+    found = checked(qwen3(rope_scaling=YARN), documents={"tokenizer_config.json": {"model_max_length": L}})
+    (finding,) = (finding for finding in found.findings if finding.code == "tokenizer-limit")
+    assert finding.fix == f"set model_max_length to {T}"
+    assert found.ok
+
+
+def test_numbers_of_the_model_cards_form() -> None:
+    """40960 stated, yarn 4 over 32768: the tables agree, at A = 0.1 ln 4 + 1, and the length is what differs."""
+    found = checked(TRAPS["the model card's form"][0])
+    assert found.target_context == T
+    for report in found.runtimes:
+        if report.required:
+            assert (report.ok, report.max_context) == (False, 40960)
+            assert report.groups[0].inv_freq_error == 0.0
+            assert report.groups[0].attention_factor == pytest.approx(1.1386294361119891, rel=1e-12)
+
+
+def test_numbers_of_a_rope_that_is_not_seen() -> None:
+    """What transformers 4 takes for the theta of a config in the newer form: 10000 instead of 1000000.
+
+    The slowest of 16 pairs: (1e4 / 1e6)^(-30/32) = 74.99 times too fast without yarn, 300 times with yarn's 4.
+    """
+    found = checked(newer_only(qwen3(rope_scaling=YARN)))
+    report = next(r for r in found.runtimes if r.versions == "4.56-4.57")
+    assert report.groups[0].inv_freq_error == pytest.approx(4 * 100 ** (30 / 32) - 1, rel=1e-9)
+    assert report.groups[0].attention_factor == 1.0
+
+
+def test_older_versions_are_information_unless_asked_for() -> None:
+    """vLLM to 0.29 reads no attention_factor; 0.30 does."""
+    broken = qwen3(rope_scaling={**YARN, "attention_factor": 1.0})
+    relaxed = checked(broken, "vllm")
+    assert relaxed.ok
+    assert {r.runtime for r in relaxed.runtimes if r.required} == {"vllm"}
+    assert {f.severity for f in relaxed.findings if "vllm" not in str(f.runtimes)} <= {"info"}
+    required = {(r.runtime, r.versions) for r in checked(broken, "transformers@4.57").runtimes if r.required}
+    assert required == {(reader.runtime, reader.versions) for reader in readers_of(["transformers"])}
+
+
+def test_a_faulty_runtime_that_is_not_required_is_no_error() -> None:
+    broken = newer_only(qwen3(rope_scaling=YARN))
+    assert not checked(broken, "transformers").ok
+    assert checked(broken, "vllm").ok
+    assert severities(checked(broken, "vllm"))["new-form-only"] == "warning"
+
+
+def test_findings_that_several_runtimes_share_are_one() -> None:
+    found = checked(TRAPS["the model card's form"][0])
+    (below,) = (f for f in found.findings if f.code == "length-below" and f.severity == "error")
+    assert set(below.runtimes) >= {"vllm >=0.30", "sglang >=0.5"}
+    assert below.runtime is None
+    assert below.fix == f"raise max_position_embeddings to {T}"
+
+
+def test_against_a_plan() -> None:
+    source = contents(qwen3())
+    source = contents({**source.config, "max_position_embeddings": L})
+    plan = make_plan(source, inspect(source), Recipe(method="yarn", target=T))
+    meant = meant_by_plan(plan, "the plan")
+    output = contents(converted(source.config, plan))
+    right = check(output, inspect(output), required=DEFAULT_RUNTIMES, against=meant)
+    assert right.ok
+    assert right.against == "the plan"
+    wrong = check(source, inspect(source), required=DEFAULT_RUNTIMES, against=meant)
+    assert not wrong.ok
+    # Plain is four times faster than yarn where yarn divides by four.
+    assert wrong.runtimes[0].groups[0].inv_freq_error == pytest.approx(3.0, rel=1e-9)
+
+
+def test_what_a_config_means_is_what_transformers_reads_at_the_length_it_reaches() -> None:
+    source = contents(TRAPS["the model card's form"][0])
+    meant = meant_by(source, inspect(source))
+    assert meant is not None
+    assert meant.target == T
+    assert meant.source == "what current transformers reads"
+
+
+def test_a_model_without_a_rope_has_nothing_to_disagree_on() -> None:
+    found = checked({"model_type": "gpt2", "n_positions": 1024, "n_embd": 64, "n_layer": 1, "n_head": 2})
+    assert found.ok
+    assert not found.runtimes
+    assert [finding.code for finding in found.findings] == ["position-learned"]
+
+
+def test_serve_commands_carry_the_length() -> None:
+    serve = {r.runtime: r.serve for r in checked(qwen3(rope_scaling=YARN)).runtimes if r.required}
+    assert serve["vllm"] == f"vllm serve Tiny --max-model-len {T}"
+    assert serve["sglang"] == f"python -m sglang.launch_server --model-path Tiny --context-length {T}"
+    assert serve["mlx-lm"] == "mlx_lm.server --model Tiny"
+    below = checked(TRAPS["the model card's form"][0])
+    commands = [r.serve for r in below.runtimes if r.runtime == "vllm" and r.required]
+    assert commands == [f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 vllm serve Tiny --max-model-len {T}"]
