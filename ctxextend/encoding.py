@@ -16,7 +16,7 @@ from ctxextend.formats.hf_write import Encoding, encodings
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import Reader, Reading, readers_of
-from ctxextend.scaling import Dynamic, LongRope, Scaling, Yarn, table
+from ctxextend.scaling import Dynamic, Scaling, Yarn, table
 
 
 class PlanWarning(Struct, frozen=True, kw_only=True):
@@ -210,12 +210,6 @@ def _by_form(candidate: Encoding, scalings: Mapping[str, Scaling]) -> Iterator[P
             message="transformers before 4.51 takes the raised length for the original one in yarn: its "
             "frequencies would be off by up to 124 %",
             hint="ask for transformers 4.56 or later beside the checkpoint",
-        )
-    if isinstance(first, LongRope) and first.short_factor != first.long_factor:
-        yield PlanWarning(
-            code="length-dependent",
-            message="the lists change over at the original length: transformers by each input, vLLM once by the "
-            "length served, SGLang by the batch, MLX-LM never (always the long list)",
         )
 
 

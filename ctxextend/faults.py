@@ -74,7 +74,7 @@ def length_meant(inspection: Inspection, rope: HfRope) -> int:
 
 def reach_of(scaling: Yarn) -> int:
     """The length in tokens that a yarn is made for."""
-    return int(scaling.original_max_position_embeddings * scaling.factor)
+    return round(scaling.original_max_position_embeddings * scaling.factor)
 
 
 def _missing_original(rope: HfRope) -> bool:

@@ -7,7 +7,7 @@ saved, compared and replayed; on the same source it always gives the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
@@ -16,8 +16,10 @@ from ctxextend.changes import Action, EditJson, actions_of, digest_of, side_edit
 from ctxextend.contents import Contents
 from ctxextend.encoding import PlanWarning
 from ctxextend.errors import RefusedError
+from ctxextend.faults import Subject, faults
+from ctxextend.formats.hf_read import read_rope
 from ctxextend.formats.hf_write import length_edits
-from ctxextend.formats.json_edit import Edit
+from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.inspection import Group, Inspection, window_edits
 from ctxextend.lengths import show_tokens
 from ctxextend.methods import extension_factor
@@ -30,6 +32,9 @@ from ctxextend.solving import Solution, solve, wanted_bases
 from ctxextend.version import VERSION
 
 SCHEMA: Final = "ctxextend.plan/1"
+
+#: Faults that a right conversion can leave in its result: the runtimes differ there however it is written.
+_WRITTEN_FAULTS: Final = frozenset({"latent-without-pair", "longrope-switches"})
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -176,6 +181,7 @@ def _assemble(
     warnings = (
         *solution.chosen.warnings,
         *_warnings(inspection, solution, target=target, fine_tune=recipe.fine_tune),
+        *_faults_written(contents, inspection, final, target),
     )
     return Plan(
         version=VERSION,
@@ -353,6 +359,19 @@ def _warnings(inspection: Inspection, solution: Solution, *, target: int, fine_t
     carried = {"params-json", "consolidated-weights", "auto-map", "rotary-buffers"}
     found += [PlanWarning(code=n.code, message=n.message) for n in inspection.notes if n.code in carried]
     return tuple(found)
+
+
+def _faults_written(
+    contents: Contents, inspection: Inspection, final: Mapping[str, tuple[Edit, ...]], target: int
+) -> Iterator[PlanWarning]:
+    """What check would find in the result that no form mends."""
+    config = apply_edits(contents.config, final.get("config.json", ()))
+    subject = Subject(
+        contents=contents, inspection=inspection, rope=read_rope(config, inspection.family), target=target
+    )
+    for fault in faults(subject):
+        if fault.code in _WRITTEN_FAULTS:
+            yield PlanWarning(code=fault.code, message=fault.message, hint=fault.fix)
 
 
 def source_ref(contents: Contents) -> SourceRef:

@@ -14,7 +14,7 @@ from ctxextend.inspection import inspect
 from ctxextend.plan import make_plan
 from ctxextend.recipe import Recipe
 from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
-from tests.factories import config, contents, converted, family_config
+from tests.factories import config, contents, converted, family_config, planned
 
 L, T = 32768, 131072
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": L}
@@ -261,3 +261,19 @@ def test_serve_commands_carry_the_length() -> None:
     below = checked(TRAPS["the model card's form"][0])
     commands = [r.serve for r in below.runtimes if r.runtime == "vllm" and r.required]
     assert commands == [f"VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 vllm serve Tiny --max-model-len {T}"]
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "options", "code"),
+    [
+        (deepseek(), "yarn", {}, "latent-without-pair"),
+        (config(max_position_embeddings=4096), "longrope", {"long_factor": [4.0] * 16}, "longrope-switches"),
+    ],
+)
+def test_a_plan_warns_of_what_no_form_mends(
+    source: dict[str, Any], method: str, options: dict[str, Any], code: str
+) -> None:
+    plan = planned(source, Recipe(method=method, factor=4.0, options=options))
+    assert code in [warning.code for warning in plan.warnings]
+    calm = planned(config(max_position_embeddings=4096), Recipe(method="yarn", factor=4.0))
+    assert code not in [warning.code for warning in calm.warnings]
