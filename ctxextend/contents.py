@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from ctxextend.errors import CheckpointError
+
 #: What holds the weights.
-Storage = Literal["safetensors", "pytorch", "none"]
+Storage = Literal["safetensors", "pytorch", "gguf", "none"]
 
 #: Bits per element of safetensors dtypes.
 DTYPE_BITS: Mapping[str, int] = MappingProxyType(
@@ -44,6 +46,68 @@ DTYPE_BITS: Mapping[str, int] = MappingProxyType(
     }
 )
 
+#: GGML types by their number in a GGUF file: their name, the elements of a block, and the bytes of a block.
+#: Source: llama.cpp b11434, ``ggml/include/ggml.h`` (numbers) and ``gguf-py/gguf/constants.py`` (sizes).
+GGML_TYPES: Mapping[int, tuple[str, int, int]] = MappingProxyType(
+    {
+        0: ("F32", 1, 4),
+        1: ("F16", 1, 2),
+        2: ("Q4_0", 32, 18),
+        3: ("Q4_1", 32, 20),
+        6: ("Q5_0", 32, 22),
+        7: ("Q5_1", 32, 24),
+        8: ("Q8_0", 32, 34),
+        9: ("Q8_1", 32, 36),
+        10: ("Q2_K", 256, 84),
+        11: ("Q3_K", 256, 110),
+        12: ("Q4_K", 256, 144),
+        13: ("Q5_K", 256, 176),
+        14: ("Q6_K", 256, 210),
+        15: ("Q8_K", 256, 292),
+        16: ("IQ2_XXS", 256, 66),
+        17: ("IQ2_XS", 256, 74),
+        18: ("IQ3_XXS", 256, 98),
+        19: ("IQ1_S", 256, 50),
+        20: ("IQ4_NL", 32, 18),
+        21: ("IQ3_S", 256, 110),
+        22: ("IQ2_S", 256, 82),
+        23: ("IQ4_XS", 256, 136),
+        24: ("I8", 1, 1),
+        25: ("I16", 1, 2),
+        26: ("I32", 1, 4),
+        27: ("I64", 1, 8),
+        28: ("F64", 1, 8),
+        29: ("IQ1_M", 256, 56),
+        30: ("BF16", 1, 2),
+        34: ("TQ1_0", 256, 54),
+        35: ("TQ2_0", 256, 66),
+        39: ("MXFP4", 32, 17),
+        40: ("NVFP4", 64, 36),
+        41: ("Q1_0", 128, 18),
+        42: ("Q2_0", 64, 18),
+    }
+)
+_GGML_BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {name: (elements, size) for name, elements, size in GGML_TYPES.values()}
+)
+
+#: The types of a GGUF value, in the order of their numbers.
+GgufType = Literal[
+    "UINT8",
+    "INT8",
+    "UINT16",
+    "INT16",
+    "UINT32",
+    "INT32",
+    "FLOAT32",
+    "BOOL",
+    "STRING",
+    "ARRAY",
+    "UINT64",
+    "INT64",
+    "FLOAT64",
+]
+
 
 class Note(Struct, frozen=True, kw_only=True):
     """Something the user should know: a stable ``code`` and one or two sentences."""
@@ -53,7 +117,10 @@ class Note(Struct, frozen=True, kw_only=True):
 
 
 class TensorInfo(Struct, frozen=True, kw_only=True):
-    """One tensor of a weight file, from its header. ``file`` is the file that holds it."""
+    """One tensor of a weight file, from its header. ``file`` is the file that holds it.
+
+    ``dtype`` is the file format's own name; ``shape`` has the slowest dimension first in either format.
+    """
 
     name: str
     dtype: str
@@ -66,7 +133,11 @@ class TensorInfo(Struct, frozen=True, kw_only=True):
 
     @property
     def size_bytes(self) -> int:
-        return self.elements * DTYPE_BITS[self.dtype] // 8
+        bits = DTYPE_BITS.get(self.dtype)
+        if bits is not None:
+            return self.elements * bits // 8
+        elements, size = _GGML_BLOCKS[self.dtype]
+        return self.elements // elements * size
 
 
 class FileInfo(Struct, frozen=True, kw_only=True):
@@ -84,11 +155,57 @@ class Document(Struct, frozen=True, kw_only=True):
     value: dict[str, Any]
 
 
+class GgufValue(Struct, frozen=True, kw_only=True):
+    """The value of one GGUF key. ``length`` counts an array's elements, ``item`` is their type.
+
+    ``value`` is a tuple for an array, and None for one too long to keep (a tokenizer's).
+    """
+
+    type: GgufType
+    value: Any
+    item: GgufType | None = None
+    length: int | None = None
+
+
+class Gguf(Struct, frozen=True, kw_only=True):
+    """The header of a GGUF file; of a split one, its first file's.
+
+    ``spans`` says where each key with its value lies in ``file``, ``tensor_spans`` where each tensor's
+    data does, ``info_spans`` where each tensor's entry in the header does: first byte, and the byte past
+    the last. The entries start at ``infos_start``, the data at ``data_start``. ``factors`` holds the
+    numbers of the small tensors that change a rope, by their name; None for one that can't be read as
+    numbers.
+    """
+
+    file: str
+    version: int
+    alignment: int
+    values: Mapping[str, GgufValue]
+    spans: Mapping[str, tuple[int, int]]
+    info_spans: Mapping[str, tuple[int, int]]
+    tensor_spans: Mapping[str, tuple[int, int]]
+    infos_start: int
+    data_start: int
+    factors: Mapping[str, tuple[float, ...] | None] = {}
+
+    @property
+    def architecture(self) -> str | None:
+        """What ``general.architecture`` says."""
+        value = self.values.get("general.architecture")
+        return value.value if value is not None and value.type == "STRING" else None
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Every key's plain value."""
+        return {key: entry.value for key, entry in self.values.items()}
+
+
 class Contents(Struct, frozen=True, kw_only=True):
     """A checkpoint, read: its files, its JSON documents and the headers of its weights.
 
     ``name`` is what an output is named after; ``source`` what the user called it; ``revision`` the
-    Hub's commit. ``tokenizer_truncation`` is the ``truncation`` of tokenizer.json.
+    Hub's commit. ``tokenizer_truncation`` is the ``truncation`` of tokenizer.json. ``gguf`` is the header
+    of a GGUF checkpoint, which has no documents.
     """
 
     name: str
@@ -100,10 +217,19 @@ class Contents(Struct, frozen=True, kw_only=True):
     tensors: tuple[TensorInfo, ...] = ()
     tokenizer_truncation: Mapping[str, Any] | None = None
     notes: tuple[Note, ...] = field(default=())
+    gguf: Gguf | None = None
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json says."""
+        """What config.json says. Raises :class:`CheckpointError` for a checkpoint without one."""
+        if "config.json" not in self.documents:
+            raise CheckpointError(
+                "this checkpoint has no config.json",
+                code="no-config",
+                file=self.source,
+                found=f"a checkpoint of type {self.storage}",
+                hint="a GGUF file keeps its settings in its own keys" if self.gguf is not None else None,
+            )
         return self.documents["config.json"].value
 
     @property

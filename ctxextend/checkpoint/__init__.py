@@ -1,4 +1,4 @@
-"""Reading checkpoints: a directory, or a repository of the Hub; their documents and headers only."""
+"""Reading checkpoints: a directory, a GGUF file, or a repository of the Hub; documents and headers only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ctxextend.checkpoint.directory import read_directory
+from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.contents import Contents
 from ctxextend.errors import CheckpointError, RefusedError, UsageError
 
@@ -14,10 +15,11 @@ __all__ = ["Source", "folder_of", "read", "resolve"]
 
 
 class Source(Struct, frozen=True, kw_only=True):
-    """What the user named: a folder, or a repository with a revision. ``given`` is how it was spelled."""
+    """What the user named: a folder, a GGUF file, or a repository with a revision. ``given``: how it was spelled."""
 
     given: str
     folder: Path | None = None
+    file: Path | None = None
     repo_id: str | None = None
     revision: str | None = None
     token: str | None = None
@@ -39,9 +41,19 @@ def resolve(
     path = Path(given).expanduser()
     if not given.startswith("hf://") and path.exists():
         if revision is not None:
-            raise UsageError("a local folder has no --revision", code="bad-option", found=given)
+            raise UsageError("a local checkpoint has no --revision", code="bad-option", found=given)
+        if path.suffix == ".gguf" and path.is_file():
+            return Source(given=given, file=path)
         return Source(given=given, folder=_folder(path))
     name, _at, inner = given.removeprefix("hf://").partition("@")
+    if _names_gguf(given, name):
+        raise RefusedError(
+            "this version reads GGUF files from disk only, not from the Hub",
+            code="gguf",
+            file=given,
+            expected="a .gguf file that is there, or a repository of safetensors",
+            hint=f"hf download {_repository(name)} --include '*.gguf' --local-dir . fetches its GGUF files",
+        )
     if given.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
         raise CheckpointError(
             "there is no such checkpoint",
@@ -60,6 +72,8 @@ def read(source: Source) -> Contents:
     """The checkpoint's contents, from its documents and headers alone."""
     if source.folder is not None:
         return read_directory(source.folder, source=source.given)
+    if source.file is not None:
+        return read_gguf(source.file, source=source.given)
     from ctxextend.checkpoint.hub import read_hub
 
     assert source.repo_id is not None
@@ -70,6 +84,8 @@ def folder_of(source: Source, contents: Contents) -> Path:
     """A folder with all files of the checkpoint: itself, or the Hub's cache after a download."""
     if source.folder is not None:
         return source.folder
+    if source.file is not None:
+        return source.file.parent
     from ctxextend.checkpoint.hub import download
 
     assert source.repo_id is not None
@@ -84,17 +100,22 @@ def folder_of(source: Source, contents: Contents) -> Path:
 def _folder(path: Path) -> Path:
     if path.is_dir():
         return path
-    if path.suffix == ".gguf":
-        raise RefusedError(
-            "this version reads safetensors checkpoints, not GGUF files",
-            code="gguf",
-            file=str(path),
-            hint="convert the checkpoint that the file was made from, and export that",
-        )
     raise CheckpointError(
         "this is a file, not a checkpoint",
         code="no-source",
         file=str(path),
-        expected="the folder that holds config.json",
+        expected="the folder that holds config.json, or a .gguf file",
         hint=f"name the folder: {path.parent}",
     )
+
+
+def _names_gguf(given: str, name: str) -> bool:
+    """Whether this names a GGUF of a repository: ``org/name/file.gguf`` or ``org/name:Q4_K_M``."""
+    if given.startswith(("/", "./", "../", "~")):
+        return False
+    parts = name.split("/")
+    return (len(parts) > 2 and name.endswith(".gguf")) or (len(parts) == 2 and ":" in parts[1])
+
+
+def _repository(name: str) -> str:
+    return "/".join(name.partition(":")[0].split("/")[:2])

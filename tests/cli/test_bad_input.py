@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.support import INDEX, SHARDS, Ran, as_hub_cache, call, edit_config, read_json, run, tree, write_json
+from tests.gguf_factory import encode, pair
 
 YARN = ("--method", "yarn", "--target", "2k")
 
@@ -286,7 +287,7 @@ def test_a_source_that_is_not_there(given: str, code: str) -> None:
 def test_a_file_for_a_source(source: Path) -> None:
     error = error_of(call("inspect", source / "config.json", "--json", code=1))
     assert str(source) in error["hint"]
-    (source.parent / "model.gguf").write_bytes(b"GGUF")
+    (source.parent / "model.gguf").write_bytes(encode([pair("general.architecture", "llama")]))
     assert error_of(call("inspect", source.parent / "model.gguf", "--json", code=3))["code"] == "gguf"
 
 

@@ -1,0 +1,135 @@
+"""Reading a GGUF checkpoint: one file, or the files that llama.cpp's splitter makes of one."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ctxextend.checkpoint.gguf_header import Header, read_floats, read_header
+from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
+from ctxextend.errors import CheckpointError
+
+#: The tensors by which a file changes its rope (llama.cpp b11434, ``src/llama-arch.cpp``, LLM_TENSOR_NAMES).
+FACTOR_TENSORS: Final = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+#: How llama.cpp names the files of a split one (``llama_split_path``): numbers from 1, of five digits.
+_SHARD: Final = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+def read_gguf(path: Path, *, source: str | None = None) -> Contents:
+    """A GGUF file's header, with the tensors of its other files where it is split.
+
+    Raises :class:`CheckpointError` naming the file for anything broken.
+    """
+    shards, missing = _shards(path)
+    headers = [_header(shard) for shard in shards]
+    main = headers[0]
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    _check_unique(tensors)
+    match = _SHARD.fullmatch(path.name)
+    return Contents(
+        name=match["name"] if match is not None else path.stem,
+        source=source or str(path),
+        storage="gguf",
+        files=tuple(FileInfo(path=shard.name, size_bytes=shard.stat().st_size) for shard in shards),
+        documents={},
+        tensors=tensors,
+        notes=_notes(missing),
+        gguf=msgspec.structs.replace(main.gguf, factors=_factors(shards, headers)),
+    )
+
+
+def _shards(path: Path) -> tuple[list[Path], list[str]]:
+    """The files of a checkpoint that are there, the first one first, and the names of those that aren't."""
+    match = _SHARD.fullmatch(path.name)
+    if match is None:
+        return [path], []
+    count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count:
+        raise CheckpointError(
+            "a split file's name can't be",
+            code="missing-shard",
+            file=path.name,
+            expected=f"a number from 1 to {count}",
+            found=match["number"],
+        )
+    present = {file.name for file in path.parent.iterdir()}
+    names = [f"{match['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    if names[0] not in present:
+        raise CheckpointError(
+            "the first file of a split GGUF is missing, and with it all settings",
+            code="missing-shard",
+            file=names[0],
+            expected="the first file beside the others",
+            found="none",
+            hint="fetch all its files into one folder",
+        )
+    shards = [path.parent / name for name in names if name in present]
+    return shards, [name for name in names if name not in present]
+
+
+def _header(path: Path) -> Header:
+    try:
+        with path.open("rb") as handle:
+            size = os.fstat(handle.fileno()).st_size
+            return read_header(path.name, size, partial(_pread, handle.fileno()))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _factors(shards: list[Path], headers: list[Header]) -> dict[str, tuple[float, ...] | None]:
+    factors: dict[str, tuple[float, ...] | None] = {}
+    for path, header in zip(shards, headers, strict=True):
+        names = [tensor.name for tensor in header.tensors if tensor.name in FACTOR_TENSORS]
+        if not names:
+            continue
+        try:
+            with path.open("rb") as handle:
+                read = partial(_pread, handle.fileno())
+                factors |= {name: read_floats(header, name, read) for name in names}
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return factors
+
+
+def _pread(descriptor: int, offset: int, count: int) -> bytes:
+    return os.pread(descriptor, count, offset)
+
+
+def _check_unique(tensors: tuple[TensorInfo, ...]) -> None:
+    held: dict[str, str] = {}
+    for tensor in tensors:
+        if tensor.name in held:
+            raise CheckpointError(
+                "two files of a split GGUF hold the same tensor",
+                code="broken-weights",
+                file=tensor.file,
+                key=tensor.name,
+                expected="each tensor once",
+                found=f"the same in {held[tensor.name]}",
+                hint="fetch all its files from one place",
+            )
+        held[tensor.name] = tensor.file
+
+
+def _notes(missing: list[str]) -> tuple[Note, ...]:
+    if not missing:
+        return ()
+    rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    message = f"{', '.join(missing[:3])}{rest}: not beside the first file; their tensors are unknown"
+    return (Note(code="missing-shards", message=message),)
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        "a file of the checkpoint can't be read",
+        code="missing-file",
+        file=str(path),
+        found=error.strerror,
+        hint="check the file's permissions",
+    )
