@@ -142,7 +142,7 @@ def inspect(
         trained_context=trained,
         current_context=_current_context(current),
         groups=groups,
-        kv_cache=kv_cache(text, row, groups=[(g.layers, g.window) for g in groups]),
+        kv_cache=kv_cache(text, row, groups=[(g.label, g.layers, g.window) for g in groups]),
         notes=tuple(dict.fromkeys(notes)),
         record=record,
         config=config,

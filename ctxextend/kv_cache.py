@@ -13,25 +13,28 @@ from typing import Any
 from msgspec import Struct
 
 from ctxextend.families import Family
-from ctxextend.formats.hf_layers import whole_number
+from ctxextend.formats.hf_labels import label_head_dim, label_kv_heads
+from ctxextend.formats.hf_layers import STATELESS, whole_number
 from ctxextend.formats.hf_read import head_dim_of
 
 
 class KvCache(Struct, frozen=True, kw_only=True):
-    """Numbers a token that one layer keeps, and the windows. ``layers`` holds (count, window in tokens)."""
+    """``layers`` holds (count, window in tokens, numbers a token that one of them keeps)."""
 
-    numbers_per_token: int
-    layers: tuple[tuple[int, int | None], ...]
+    layers: tuple[tuple[int, int | None, int], ...]
 
     @property
     def bytes_per_token(self) -> int:
         """Of the whole model, at 16 bits, windows ignored."""
-        return self.numbers_per_token * 2 * sum(count for count, _window in self.layers)
+        return 2 * sum(count * numbers for count, _window, numbers in self.layers)
 
     def size_bytes(self, context: int, *, bits: int = 16) -> int:
         """Of one sequence of ``context`` tokens, windows applied."""
-        tokens = sum(count * (context if window is None else min(context, window)) for count, window in self.layers)
-        return tokens * self.numbers_per_token * bits // 8
+        kept = (
+            count * numbers * (context if window is None else min(context, window))
+            for count, window, numbers in self.layers
+        )
+        return sum(kept) * bits // 8
 
     def longest(self, memory_bytes: int) -> int:
         """The longest context whose cache fits, at 16 bits; 0 when not one token does."""
@@ -45,20 +48,40 @@ class KvCache(Struct, frozen=True, kw_only=True):
 
 
 def kv_cache(
-    text: Mapping[str, Any], family: Family, *, groups: Iterable[tuple[tuple[int, ...], int | None]]
+    text: Mapping[str, Any], family: Family, *, groups: Iterable[tuple[str, tuple[int, ...], int | None]]
 ) -> KvCache | None:
-    """The cache of a model whose layers are ``groups`` of (indices, window); None where a number is missing."""
-    layers = tuple((len(indices), window) for indices, window in groups)
+    """The cache of a model whose layers are ``groups`` of (label, indices, window); None where a number is missing."""
+    if family.kv_cache == "unstated":
+        return None
+    groups = [(label, indices, window) for label, indices, window in groups if label not in STATELESS]
+    own = max((index + 1 for _label, indices, _window in groups for index in indices), default=0)
+    own -= _or(whole_number(text, family.kv_shared_key), family.kv_shared)
+    layers = []
+    for label, indices, window in groups:
+        numbers = _numbers(text, family, label)
+        if numbers is None:
+            return None
+        layers.append((sum(index < own for index in indices), window, numbers))
+    return KvCache(layers=tuple(layers))
+
+
+def _numbers(text: Mapping[str, Any], family: Family, label: str) -> int | None:
+    """What a layer keeps of one token."""
     if family.kv_cache == "latent":
         rank = whole_number(text, "kv_lora_rank")
         rotated = whole_number(text, "qk_rope_head_dim") or family.head_dim
         if rank is None or rotated is None:
             return None
-        return KvCache(numbers_per_token=rank + rotated, layers=layers)
-    heads = _kv_heads(text, family)
+        index = 0 if family.kv_index is None else _or(whole_number(text, family.kv_index[0]), family.kv_index[1])
+        return rank + rotated + index
+    heads = label_kv_heads(text, family, label) or _kv_heads(text, family)
     if heads is None:
         return None
-    return KvCache(numbers_per_token=2 * heads * head_dim_of(text, family), layers=layers)
+    return 2 * heads * (label_head_dim(text, family, label) or head_dim_of(text, family))
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _kv_heads(text: Mapping[str, Any], family: Family) -> int | None:

@@ -11,51 +11,105 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
+
 from ctxextend.errors import RefusedError, UnknownNameError, nearest
-from ctxextend.families import established
-from ctxextend.families.row import UNIFORM, Family, Form, LayerPattern, Origin, Position
+from ctxextend.families import established, flat, layered, multimodal, refused, variants
+from ctxextend.families.row import UNIFORM, Family, Form, LabelRope, LayerPattern, Origin, Position
+from ctxextend.families.wrappers import SIZES, TEXT_PATHS, WRAPPERS, inner_config, inner_model_type, own_row
 
-__all__ = ["FAMILIES", "UNIFORM", "Family", "Form", "LayerPattern", "Origin", "Position", "find_family"]
+__all__ = [
+    "FAMILIES",
+    "REFUSED",
+    "UNIFORM",
+    "WRAPPERS",
+    "Family",
+    "Form",
+    "LabelRope",
+    "LayerPattern",
+    "Origin",
+    "Position",
+    "find_family",
+]
 
-_ROWS: Final = (*established.ROWS,)
+
+def _placed(row: Family) -> Family:
+    """The row as it is read: any language model may stand inside a wrapper, whose paths come first."""
+    return msgspec.structs.replace(
+        row,
+        config_paths=tuple(dict.fromkeys((*TEXT_PATHS, *row.config_paths))),
+        nested_sizes=row.nested_sizes or SIZES.get(row.name, row.nested_sizes),
+    )
+
+
+_TYPED: Final = tuple(_placed(row) for row in (*established.ROWS, *flat.ROWS, *layered.ROWS, *multimodal.ROWS))
+_ROWS: Final = (*_TYPED, *(_placed(row) for row in variants.ROWS))
 
 #: The rows by family name.
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {row.name: row for row in sorted(_ROWS, key=lambda row: row.name)}
 )
 
-_BY_MODEL_TYPE: Final = {model_type: row for row in _ROWS for model_type in row.model_types}
+#: Why a model type isn't extended.
+REFUSED: Final[Mapping[str, str]] = MappingProxyType({**refused.REFUSED, **layered.REFUSED})
 
-
-#: Wrappers around a language model of any kind: its own model type stands in text_config.
-_WRAPPERS: Final = frozenset({"mistral3"})
+_BY_MODEL_TYPE: Final = {model_type: row for row in _TYPED for model_type in row.model_types}
 
 
 def find_family(config: Mapping[str, Any], *, treat_as: str | None = None) -> Family:
     """The row for a config.json by its ``model_type``, or the one that the user names with ``treat_as``.
 
-    Raises :class:`RefusedError` for a model type without a row, with the nearest names.
+    A wrapper's language model counts, by the model type of its own config. Raises :class:`RefusedError`
+    for a model type that isn't extended, with the reason, and for one without a row, with the nearest names.
     """
     if treat_as is not None:
         return _named(treat_as)
-    model_type = config.get("model_type")
-    inner = config.get("text_config")
-    if str(model_type) in _WRAPPERS and isinstance(inner, dict):
-        model_type = inner.get("model_type")
-    row = _BY_MODEL_TYPE.get(str(model_type))
-    if row is None:
-        near = nearest(str(model_type), _BY_MODEL_TYPE)
+    inner = inner_config(config)
+    outer, text = str(config.get("model_type")), config if inner is None else inner
+    model_type = inner_model_type(outer, inner) if outer in WRAPPERS else outer
+    own = own_row(outer, model_type)
+    if own is not None:
+        return FAMILIES[own]
+    reason = REFUSED.get(model_type)
+    if reason is not None:
         raise RefusedError(
-            f"nothing is known of the model type {model_type!r}",
-            code="unknown-family",
+            f"models of the type {model_type!r} aren't extended: {reason}",
+            code="refused-family",
             file="config.json",
             key="model_type",
-            expected="a model type that 'ctxextend families' lists",
             found=repr(model_type),
-            hint=(f"the nearest are {', '.join(near)}; " if near else "")
-            + "if its rope is read as in one of them: --family NAME",
+            hint="if the rope is read as in a family that 'ctxextend families' lists all the same: --family NAME",
         )
+    row = _BY_MODEL_TYPE.get(model_type)
+    if row is None:
+        raise _unknown(model_type if outer in WRAPPERS else config.get("model_type"))
+    return _variant(row, text)
+
+
+def _variant(row: Family, text: Mapping[str, Any]) -> Family:
+    """The row that a language model's own values call for."""
+    for variant in variants.VARIANTS:
+        if variant.family == row.name and variant.applies(text):
+            if variant.use is not None:
+                return FAMILIES[variant.use]
+            if variant.without_rope:
+                return msgspec.structs.replace(row, position="none")
+            return msgspec.structs.replace(row, refusal=variant.refusal)
     return row
+
+
+def _unknown(model_type: object) -> RefusedError:
+    near = nearest(str(model_type), _BY_MODEL_TYPE)
+    return RefusedError(
+        f"nothing is known of the model type {model_type!r}",
+        code="unknown-family",
+        file="config.json",
+        key="model_type",
+        expected="a model type that 'ctxextend families' lists",
+        found=repr(model_type),
+        hint=(f"the nearest are {', '.join(near)}; " if near else "")
+        + "if its rope is read as in one of them: --family NAME",
+    )
 
 
 def _named(name: str) -> Family:

@@ -117,6 +117,7 @@ ROWS: Final = (
         model_types=("glm4",),
         partial_rotary_keys=("partial_rotary_factor",),
         partial_rotary_factor=0.5,
+        head_dim=128,
         max_position_embeddings=131072,
         pairing="interleaved",
         origins=BY_HAND,
@@ -221,6 +222,7 @@ ROWS: Final = (
         default_scaling=MappingProxyType(
             {
                 "rope_type": "yarn",
+                "rope_theta": 1000000.0,
                 "factor": 16.0,
                 "original_max_position_embeddings": 16384,
                 "beta_fast": 32.0,

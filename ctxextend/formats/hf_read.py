@@ -10,13 +10,15 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from ctxextend.contents import Note
 from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.families import Family
+from ctxextend.formats.hf_labels import label_head_dim, label_settings
 from ctxextend.formats.hf_layers import FULL, SLIDING, layer_labels, whole_number, window_of
-from ctxextend.formats.rope_keys import TYPES, type_of
+from ctxextend.formats.rope_keys import STILL_FROM, TYPES, type_of
 from ctxextend.rope import RopeSpec
 from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Scaling, Yarn
 
@@ -56,15 +58,18 @@ def text_config(config: Mapping[str, Any], family: Family) -> tuple[tuple[str, .
         node: Any = config
         for key in path:
             node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, dict) and ("num_hidden_layers" in node or not path):
+        if isinstance(node, dict) and (not path or any(key in node for key, _times in family.layer_counts)):
             return path, node
+        if isinstance(node, dict) and family.nested_sizes and not any(key in config for key, _ in family.layer_counts):
+            return path, {**family.nested_sizes, **node}
     return (), dict(config)
 
 
 def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
     """The rope of ``config``. Raises :class:`CheckpointError` for values that can't be, naming the key."""
     path, text = text_config(config, family)
-    length = whole_number(text, "max_position_embeddings") or family.max_position_embeddings
+    length = whole_number(text, "max_position_embeddings") or whole_number(text, family.length_key)
+    length = length or family.max_position_embeddings
     if length is None:
         raise CheckpointError(
             "the config doesn't say how long its context is",
@@ -81,11 +86,12 @@ def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
     groups = []
     for label in dict.fromkeys(labels):
         layers = tuple(i for i, other in enumerate(labels) if other == label)
-        if label in family.unrotated:
+        plain = label in family.unrotated and not family.labels
+        settings = None if plain else _settings_of(text, family, label)
+        if settings is None:
             groups.append(RopeGroup(label=label, layers=layers, spec=None, scaling=None, settings={}))
             continue
-        settings = settings_for(text, family, label)
-        spec, scaling, found = parse(text, family, settings, length=length, path=path)
+        spec, scaling, found = parse(text, family, settings, length=length, path=path, label=label)
         notes += [note for note in found if note not in notes]
         groups.append(
             RopeGroup(
@@ -94,7 +100,7 @@ def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
                 spec=spec,
                 scaling=scaling,
                 settings=settings,
-                window=window if label != FULL else None,
+                window=None if label in family.unwindowed else window,
             )
         )
     return HfRope(path=path, text=text, groups=tuple(groups), max_position_embeddings=length, notes=tuple(notes))
@@ -102,14 +108,34 @@ def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
 
 def settings_for(text: Mapping[str, Any], family: Family, label: str) -> dict[str, Any]:
     """One label's dictionary of rope settings with its ``rope_theta`` in it, as transformers 5 merges them."""
+    return _settings_of(text, family, label) or {}
+
+
+def _settings_of(text: Mapping[str, Any], family: Family, label: str) -> dict[str, Any] | None:
+    """As :func:`settings_for`; None for a label that config.json gives no rope."""
     older, newer = _dictionary(text, "rope_scaling"), _dictionary(text, "rope_parameters")
+    if family.labels:
+        if label in family.unrotated and label not in family.labels:
+            return None
+        return label_settings(text, family, label, older=older, newer=newer)
     if family.form == "nested":
         return _nested_settings(text, family, label, older, newer)
     settings = dict(older or newer or family.default_scaling or {})
     inner = next((settings[key] for key in (label, FULL) if isinstance(settings.get(key), dict)), None)
     settings = settings if inner is None else dict(inner)
     settings.setdefault("rope_theta", _first(text, family.theta_keys[:1], family.rope_theta))
-    return settings
+    return _with_alpha(text, family, settings) if family.static_alpha and settings.get("alpha") else settings
+
+
+def _with_alpha(text: Mapping[str, Any], family: Family, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A fixed alpha's base: a plain rope (5.23, modeling_hunyuan_v1_dense.py, compute_ntk_alpha_rope_parameters)."""
+    if type_of(settings) != "dynamic":
+        return dict(settings)
+    reader = _Settings(settings, "rope_scaling")
+    dim = head_dim_of(text, family)
+    theta = reader.number("rope_theta") * reader.number("alpha") ** (dim / (dim - 2))
+    kept = {key: value for key, value in settings.items() if key not in ("alpha", "factor", "type")}
+    return {**kept, "rope_type": "default", "rope_theta": theta}
 
 
 def _nested_settings(
@@ -138,8 +164,12 @@ def parse(
     *,
     length: int,
     path: tuple[str, ...] = (),
+    label: str | None = None,
 ) -> tuple[RopeSpec, Scaling | None, tuple[Note, ...]]:
-    """Geometry and scaling of one dictionary of settings, with notes on what it leaves open."""
+    """Geometry and scaling of one dictionary of settings, with notes on what it leaves open.
+
+    ``label``: whose settings they are, where a family's labels differ in the size of a head.
+    """
     where = ".".join((*path, "rope_scaling" if _dictionary(text, "rope_scaling") else "rope_parameters"))
     rope_type = type_of(settings)
     if rope_type not in TYPES:
@@ -154,7 +184,11 @@ def parse(
         )
     if family.original_max_position_embeddings is not None:
         text = {_ORIGINAL: family.original_max_position_embeddings, **text}
-    spec = _spec(text, family, settings, proportional=rope_type == "proportional", path=path)
+    if family.form == "nested":
+        # 5.23, modeling_rope_utils.py, standardize_rope_params: the top level's counts for flat settings alone.
+        text = {key: value for key, value in text.items() if key != _ORIGINAL}
+    head_dim = label_head_dim(text, family, label) or head_dim_of(text, family)
+    spec = _spec(text, family, settings, proportional=rope_type == "proportional", path=path, head_dim=head_dim)
     reader = _Settings(settings, where)
     try:
         scaling, notes = _scaling(rope_type, reader, text, length=length)
@@ -167,6 +201,8 @@ def parse(
             found=str({k: v for k, v in settings.items() if not isinstance(v, list)}),
             hint="compare them with the publisher's config.json",
         ) from error
+    if isinstance(scaling, LongRope):
+        spec, scaling = _standing_still(spec, scaling)
     if isinstance(scaling, LongRope) and len(scaling.long_factor) != len(spec.inv_freq()):
         raise CheckpointError(
             "a longrope list doesn't have one number a pair",
@@ -179,6 +215,24 @@ def parse(
     return spec, scaling, notes
 
 
+def _standing_still(spec: RopeSpec, scaling: LongRope) -> tuple[RopeSpec, LongRope]:
+    """A longrope that holds the last pairs of whole heads still is one over a proportional rope."""
+    turning = [factor < STILL_FROM for factor in scaling.long_factor]
+    count = sum(turning)
+    alike = turning == [factor < STILL_FROM for factor in scaling.short_factor]
+    if count == len(turning) or not count or not alike or not all(turning[:count]) or spec.rotary_dim != spec.head_dim:
+        return spec, scaling
+    ones = (1.0,) * (len(turning) - count)
+    return (
+        msgspec.structs.replace(spec, layout="proportional", rotary_dim=2 * count),
+        msgspec.structs.replace(
+            scaling,
+            short_factor=(*scaling.short_factor[:count], *ones),
+            long_factor=(*scaling.long_factor[:count], *ones),
+        ),
+    )
+
+
 def _spec(
     text: Mapping[str, Any],
     family: Family,
@@ -186,8 +240,8 @@ def _spec(
     *,
     proportional: bool,
     path: tuple[str, ...],
+    head_dim: int,
 ) -> RopeSpec:
-    head_dim = head_dim_of(text, family)
     partial, theta = partial_rotary_factor(text, family, settings), settings["rope_theta"]
     try:
         return RopeSpec(
@@ -196,7 +250,7 @@ def _spec(
             head_dim=head_dim,
             rotary_dim=2 * int(partial * head_dim // 2) if proportional else int(head_dim * partial),
             layout="proportional" if proportional else "leading",
-            pairing=family.pairing,
+            pairing="half" if text.get(family.interleave_key or "") is False else family.pairing,
             softmax_mscale=family.softmax_mscale,
         )
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -213,6 +267,9 @@ def _spec(
 def partial_rotary_factor(text: Mapping[str, Any], family: Family, settings: Mapping[str, Any]) -> Any:
     """The share of a head that is rotated: inside the settings, at the top level, or the family's default."""
     inside = settings.get("partial_rotary_factor")
+    if family.labels:
+        read = bool(family.partial_rotary_keys) or type_of(settings) == "proportional"
+        return inside if inside is not None and read else 1.0
     if inside is not None and (family.partial_rotary_keys or type_of(settings) == "proportional"):
         return inside
     return _first(text, family.partial_rotary_keys, family.partial_rotary_factor)
@@ -380,7 +437,8 @@ def _misplaced(
     """Settings that stand where this family's code doesn't want them."""
     places = [d for d in (text, older, newer) if d and d.get("partial_rotary_factor") not in (None, 1.0)]
     proportional = any(d and type_of(d) == "proportional" for d in (older, newer))
-    if places and not family.partial_rotary_keys and not proportional:
+    own = "partial_rotary_factor" in family.kept_keys or bool(family.labels)
+    if places and not family.partial_rotary_keys and not proportional and not own:
         yield Note(
             code="stray-partial-rotary",
             message="partial_rotary_factor does not belong to this family: transformers ignores it for a plain "

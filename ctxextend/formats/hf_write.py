@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, assert_never
 
 from msgspec import UNSET, Struct
 
 from ctxextend.families import Family
-from ctxextend.formats.hf_layers import FULL, SLIDING
+from ctxextend.formats.hf_layers import FULL, SLIDING, STATELESS
 from ctxextend.formats.hf_read import HfRope, head_dim_of, partial_rotary_factor, settings_for
 from ctxextend.formats.json_edit import Edit
-from ctxextend.formats.rope_keys import FOREIGN, LENGTH_SYNONYMS, type_of
+from ctxextend.formats.rope_keys import FOREIGN, LENGTH_SYNONYMS, STILL, type_of
 from ctxextend.rope import RopeSpec
 from ctxextend.scaling import (
     Dynamic,
@@ -130,6 +130,9 @@ def _moves_query_scale(rope: HfRope, written: Written) -> bool:
 def _native(spec: RopeSpec, scaling: Scaling, *, target: int, sections: bool) -> Iterator[Written]:
     theta = spec.rope_theta
     default = "proportional" if spec.layout == "proportional" else "default"
+    if default == "proportional" and isinstance(scaling, Yarn | Llama3):
+        # Their functions spread the exponents over the rotated share: another geometry. A carrier can.
+        return
     match scaling:
         case Rebase():
             yield Written(name="theta", settings={"rope_type": default}, rope_theta=scaling.rope_theta, length=target)
@@ -143,12 +146,13 @@ def _native(spec: RopeSpec, scaling: Scaling, *, target: int, sections: bool) ->
             )
         case Dynamic():
             # Readers take max_position_embeddings for the trained length here: it must not be raised.
-            yield Written(
+            native = Written(
                 name="native",
                 settings={"rope_type": "dynamic", "factor": scaling.factor},
                 rope_theta=theta,
                 length=scaling.original_max_position_embeddings,
             )
+            yield from (native,) if default == "default" else ()
             yield Written(
                 name="theta",
                 settings={"rope_type": default},
@@ -220,8 +224,8 @@ def _longrope(spec: RopeSpec, scaling: LongRope, target: int) -> Written:
     factor = target / original
     settings: dict[str, Any] = {
         "rope_type": "longrope",
-        "short_factor": list(scaling.short_factor),
-        "long_factor": list(scaling.long_factor),
+        "short_factor": _whole_head(spec, scaling.short_factor),
+        "long_factor": _whole_head(spec, scaling.long_factor),
         _ORIGINAL: original,
         "factor": factor,
     }
@@ -239,12 +243,12 @@ def _longrope(spec: RopeSpec, scaling: LongRope, target: int) -> Written:
 
 def _carriers(spec: RopeSpec, scaling: Scaling, *, target: int, phi3: bool) -> Iterator[Written]:
     """Longrope with two equal lists: it carries any table that doesn't change with the length."""
-    if isinstance(scaling, Rebase) or spec.layout == "proportional":
+    if isinstance(scaling, Rebase):
         return
     if isinstance(scaling, LongRope) and scaling.short_factor != scaling.long_factor and not phi3:
         return
     goal = table(spec, scaling, length=target)
-    factors = list(goal.stretch(spec.inv_freq()))
+    factors = _whole_head(spec, goal.stretch(spec.inv_freq()))
     short = list(scaling.short_factor) if isinstance(scaling, LongRope) else factors
     if goal.softmax_factor != 1.0:
         yield _latent_carrier(spec, scaling, factors, target)
@@ -280,6 +284,12 @@ def _carriers(spec: RopeSpec, scaling: Scaling, *, target: int, phi3: bool) -> I
         # vLLM takes a top-level original length for its default maximum.
         top_level_original=original if original == length else None,
     )
+
+
+def _whole_head(spec: RopeSpec, factors: Sequence[float]) -> list[float]:
+    """One number a pair: longrope's function turns whole heads, so pairs that stand still are held there."""
+    turning = spec.rotary_dim // 2
+    return [*factors[:turning], *[STILL] * (len(factors) - turning)]
 
 
 def _latent_carrier(spec: RopeSpec, scaling: Scaling, factors: list[float], target: int) -> Written:
@@ -325,11 +335,15 @@ def carrier_lengths(attention_factor: float, target: int) -> tuple[int, int] | N
 
 
 def _edits(config: Mapping[str, Any], family: Family, rope: HfRope, forms: Mapping[str, Written]) -> tuple[Edit, ...]:
+    if family.labels:
+        return _label_edits(config, family, rope, forms)
     if family.form == "nested":
         return _nested_edits(config, family, rope, forms)
     written = next(iter(forms.values()))
     settings = {**dict(written.settings), **_foreign(family, rope)}
-    edits = [*length_edits(config, rope, written.length), *_older_edits(family, rope, settings, written)]
+    edits = [*length_edits(config, rope, written.length)]
+    edits += _newer_form_alone(family, rope, written) if family.newer_form_only else ()
+    edits += () if family.newer_form_only else _older_edits(family, rope, settings, written)
     edits.append(Edit(path=(*rope.path, "rope_parameters"), value=_newer(family, rope, settings, written)))
     edits += (*_original_edits(family, rope, written), *_partial_edits(family, rope))
     scaled = settings.get("rope_type") != "default"
@@ -361,6 +375,78 @@ def _nested_edits(
     return tuple(edits)
 
 
+def _label_edits(
+    config: Mapping[str, Any], family: Family, rope: HfRope, forms: Mapping[str, Written]
+) -> tuple[Edit, ...]:
+    """A dictionary a label, all of them: a class that finds one doesn't add its own for the others."""
+    stated = rope.text.get("rope_parameters")
+    kept = stated if isinstance(stated, dict) else {}
+    newer = {key: value for key, value in kept.items() if key in rope_labels(family, rope)}
+    edits = list(length_edits(config, rope, max(written.length for written in forms.values())))
+    for label in rope_labels(family, rope):
+        if label in forms:
+            newer[label] = _of_label(family, rope, label, forms[label])
+            edits += _label_theta_edits(family, rope, label, forms[label])
+        elif not isinstance(newer.get(label), dict) or rope.text.get("rope_scaling"):
+            newer[label] = settings_for(rope.text, family, label) or None
+    if rope.text.get("rope_scaling") is not None:
+        full = forms.get(FULL)
+        if family.older_scaling != "fills":
+            # Beside a complete rope_parameters it does harm or nothing.
+            edits.append(Edit(path=(*rope.path, "rope_scaling")))
+        elif full is not None:
+            edits.append(Edit(path=(*rope.path, "rope_scaling"), value=dict(full.settings)))
+    if family.longrope_switch is not None and any(w.settings.get("rope_type") == "longrope" for w in forms.values()):
+        edits.append(Edit(path=(*rope.path, family.longrope_switch), value=True))
+    edits.append(Edit(path=(*rope.path, "rope_parameters"), value=newer))
+    return tuple(edits)
+
+
+def rope_labels(family: Family, rope: HfRope) -> tuple[str, ...]:
+    """The labels that rope_parameters must hold: the family's, and those of layers that could have a rope."""
+    used = (group.label for group in rope.groups if group.label not in STATELESS)
+    return tuple(dict.fromkeys((*family.labels, *used)))
+
+
+def _of_label(family: Family, rope: HfRope, label: str, written: Written) -> dict[str, Any]:
+    before = settings_for(rope.text, family, label)
+    kept = {key: before[key] for key in (*FOREIGN, *family.kept_keys) if key in before}
+    if STILL in written.settings.get("long_factor", ()):
+        # The list says which pairs turn; longrope would take the share for a smaller rotary dimension.
+        kept.pop("partial_rotary_factor", None)
+    theta = _as_stated(before.get("rope_theta"), written.rope_theta)
+    return {**dict(written.settings), "rope_theta": theta, **kept}
+
+
+def _label_theta_edits(family: Family, rope: HfRope, label: str, written: Written) -> Iterator[Edit]:
+    """The base of a label where older readers look for it, if only this label's layers are meant there."""
+    keys = family.labels[label].theta_keys
+    key = next((key for key in keys if key in rope.text), None)
+    shared = any(key in other.theta_keys for name, other in family.labels.items() if name != label)
+    if (
+        key is None
+        and keys
+        and not family.only_transformers_5
+        and written.rope_theta != family.labels[label].rope_theta
+    ):
+        yield Edit(path=(*rope.path, keys[0]), value=written.rope_theta)
+    elif key is not None and isinstance(rope.text[key], list):
+        layers = {layer for group in rope.groups if group.label == label for layer in group.layers}
+        entries = [_as_stated(v, written.rope_theta) if i in layers else v for i, v in enumerate(rope.text[key])]
+        yield Edit(path=(*rope.path, key), value=entries)
+    elif key is not None and not shared:
+        yield Edit(path=(*rope.path, key), value=_as_stated(rope.text[key], written.rope_theta))
+
+
+def _newer_form_alone(family: Family, rope: HfRope, written: Written) -> Iterator[Edit]:
+    """Keys of the older form are kept true where they are there, and never added."""
+    for key in family.theta_keys:
+        if key in rope.text:
+            yield Edit(path=(*rope.path, key), value=_as_stated(rope.text[key], written.rope_theta))
+    if "rope_scaling" in rope.text:
+        yield Edit(path=(*rope.path, "rope_scaling"))
+
+
 def _older_edits(family: Family, rope: HfRope, settings: Mapping[str, Any], written: Written) -> Iterator[Edit]:
     for key in family.theta_keys:
         if key == family.theta_keys[0] or key in rope.text:
@@ -388,11 +474,11 @@ def _foreign(family: Family, rope: HfRope) -> dict[str, Any]:
     """Keys of the source's dictionary that describe the model rather than its scaling."""
     kept: dict[str, Any] = {}
     for group in rope.groups:
-        kept.update({key: group.settings[key] for key in FOREIGN if key in group.settings})
+        kept.update({key: group.settings[key] for key in (*FOREIGN, *family.kept_keys) if key in group.settings})
     proportional = any(group.spec is not None and group.spec.layout == "proportional" for group in rope.groups)
     older = rope.text.get("rope_scaling")
     stated = isinstance(older, dict) and "partial_rotary_factor" in older and bool(family.partial_rotary_keys)
-    if not (proportional or stated):
+    if not (proportional or stated or "partial_rotary_factor" in family.kept_keys):
         # Older readers know it at the top level alone.
         kept.pop("partial_rotary_factor", None)
     return kept
@@ -403,7 +489,7 @@ def _partial_edits(family: Family, rope: HfRope) -> Iterator[Edit]:
     key = "partial_rotary_factor"
     settings = next((group.settings for group in rope.groups if group.spec is not None), {})
     if not family.partial_rotary_keys:
-        if key in rope.text and type_of(settings) != "proportional":
+        if key in rope.text and key not in family.kept_keys and type_of(settings) != "proportional":
             yield Edit(path=(*rope.path, key))
         return
     share = partial_rotary_factor(rope.text, family, settings)

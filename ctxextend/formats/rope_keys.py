@@ -19,6 +19,13 @@ ALIASES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+#: In a longrope list: a pair that stands still. Its angle stays below 1e-13 at a billion tokens, where a cosine is
+#: exactly 1 and a sine vanishes beside it in every number format that attention is computed in; float32 holds its
+#: product with any base's power.
+STILL: Final = 1e24
+#: From here on a factor of a longrope list is read so: nothing smaller than this was ever trained.
+STILL_FROM: Final = 1e20
+
 #: The rope types that are understood.
 TYPES: Final = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "proportional")
 
