@@ -5,17 +5,19 @@ BIN := $(VENV)/bin
 # Threads that wait give way instead of spinning: on shared cores that is ten times faster.
 export OMP_WAIT_POLICY := passive
 STAMP := $(VENV)/.ready
+# Older releases of transformers, which the tests run: scripts/fetch_runtimes.py.
+RUNTIMES := .runtimes/.ready
 
 .PHONY: demo test test-all check docs bench clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
 
-test: $(STAMP) check
+test: $(STAMP) $(RUNTIMES) check
 	$(BIN)/python -m pytest -q -m "not full"
 
 # The everyday tests, the full grids, and the real model, which is fetched first.
-test-all: $(STAMP) check
+test-all: $(STAMP) $(RUNTIMES) check
 	$(BIN)/python scripts/fetch_assets.py
 	$(BIN)/python -m pytest -q
 
@@ -36,5 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
+$(RUNTIMES): $(STAMP) scripts/fetch_runtimes.py
+	$(BIN)/python scripts/fetch_runtimes.py
+	touch $(RUNTIMES)
+
 clean:
-	rm -rf $(VENV) demo/output build dist
+	rm -rf $(VENV) .runtimes demo/output build dist

@@ -7,19 +7,42 @@ from typing import Final
 
 from ctxextend.errors import UnknownNameError, UsageError
 from ctxextend.runtimes.base import Evidence, Reader, Reading
+from ctxextend.runtimes.ctranslate2 import CTranslate2
+from ctxextend.runtimes.exllama import ExLlamaV2, ExLlamaV3
 from ctxextend.runtimes.mlx_lm import MlxLm
+from ctxextend.runtimes.ollama_create import OllamaCreate
+from ctxextend.runtimes.onnxruntime_genai import OnnxRuntimeGenAi
 from ctxextend.runtimes.sglang import Sglang
-from ctxextend.runtimes.transformers import Transformers4, Transformers5
+from ctxextend.runtimes.tensorrt_llm import TensorRtLlm
+from ctxextend.runtimes.tgi import Tgi
+from ctxextend.runtimes.transformers import Transformers5
+from ctxextend.runtimes.transformers_4 import OLDER, Transformers4
 from ctxextend.runtimes.versions import covers
 from ctxextend.runtimes.vllm import Vllm
+from ctxextend.runtimes.vllm_older import VllmOlder
 
 __all__ = ["DEFAULT_RUNTIMES", "GGUF_RUNTIMES", "READERS", "Evidence", "Reader", "Reading", "readers_of"]
 
 #: Every reader of config.json, a runtime's newest versions first.
-READERS: Final[tuple[Reader, ...]] = (Transformers5(), Transformers4(), Vllm(), Sglang(), MlxLm())
+READERS: Final[tuple[Reader, ...]] = (
+    Transformers5(),
+    Transformers4(),
+    *OLDER,
+    Vllm(),
+    VllmOlder(),
+    Sglang(),
+    MlxLm(),
+    ExLlamaV3(),
+    ExLlamaV2(),
+    Tgi(),
+    TensorRtLlm(),
+    CTranslate2(),
+    OnnxRuntimeGenAi(),
+    OllamaCreate(),
+)
 
 #: Those that read a GGUF file, which a conversion of a safetensors checkpoint doesn't write.
-GGUF_RUNTIMES: Final = ("llama.cpp",)
+GGUF_RUNTIMES: Final = ("llama.cpp", "ollama")
 
 #: Those that must agree when the user names none.
 DEFAULT_RUNTIMES: Final = ("transformers", "vllm", "sglang", "llama.cpp", "mlx-lm")

@@ -74,6 +74,11 @@ def serve_command(*words: str, environment: str = "") -> str:
     return f"{environment} {line}" if environment else line
 
 
+def load_snippet(source: str) -> str:
+    """What loads a checkpoint in transformers: nothing is told of the length, which has no limit there."""
+    return f"AutoModelForCausalLM.from_pretrained({source!r}, dtype='auto')"
+
+
 def answered(effective: Callable[P, Reading]) -> Callable[P, Reading]:
     """A reader's answer to any config: what can't be read is a problem, never an exception.
 
@@ -118,9 +123,17 @@ def null_original(settings: Mapping[str, Any], *types: str) -> str | None:
 
 
 def nested_in_flat(text: Mapping[str, Any], keys: tuple[str, ...]) -> bool:
-    """Whether the first of the dictionaries ``keys`` that isn't empty holds one dictionary a layer type."""
+    """Whether the first of the dictionaries ``keys`` that isn't empty holds one dictionary a layer type.
+
+    Dictionaries under other names are strangers, which transformers keeps and doesn't look into
+    (5.23, ``nested_rope_parameter_keys``).
+    """
     settings = next((text[key] for key in keys if text.get(key)), None)
-    return isinstance(settings, dict) and any(isinstance(value, dict) for value in settings.values())
+    stated = text.get("layer_types")
+    labels = set(map(str, stated)) if isinstance(stated, list) else set()
+    return isinstance(settings, dict) and any(
+        isinstance(value, dict) and (key in labels or key.endswith("_attention")) for key, value in settings.items()
+    )
 
 
 def stated_length(text: Mapping[str, Any], keys: tuple[str, ...], default: int | None) -> int | None:

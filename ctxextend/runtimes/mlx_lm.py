@@ -1,7 +1,8 @@
 """How MLX-LM reads a rope from config.json.
 
-Source: 0.32.2, run on the CPU for the families it has (tests/reference); ``models/rope_utils.py`` and
-the model files. It reads raw config.json: most of its models know the older form alone.
+Source: 0.32.2, run on the CPU for the families that ``mlx_families`` has (tests/reference);
+``models/rope_utils.py`` and the model files. It reads raw config.json: most of its models know the older
+form alone.
 """
 
 from __future__ import annotations
@@ -29,57 +30,13 @@ from ctxextend.runtimes.base import (
     without_factor,
     yarn_pair_temperature,
 )
+from ctxextend.runtimes.engine_families import UNESTABLISHED
+from ctxextend.runtimes.mlx_families import MODEL_TYPES, MODELS, MlxModel
 from ctxextend.scaling import Dynamic, LongRope, Scaling, Yarn, table
 
-_ABSENT: Final = frozenset({"falcon", "ministral", "olmo"})
-
-#: Models whose attention builds a plain rope and never looks for a scaling.
-_IGNORES_SCALING: Final = frozenset(
-    {
-        "cohere",
-        "cohere2",
-        "gemma",
-        "gemma2",
-        "glm4",
-        "gpt_neox",
-        "mixtral",
-        "phi",
-        "qwen3_moe",
-        "stablelm",
-        "starcoder2",
-    }
-)
-#: The scalings that other models of its own take; None: all that rope_utils.py knows.
-_TYPES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "deepseek_v2": ("yarn",),
-        "deepseek_v3": ("default", "dynamic", "linear", "llama3", "yarn"),
-        "gpt_oss": ("default", "linear", "llama3", "yarn"),
-        "internlm3": ("default", "dynamic", "linear"),
-        "llama4": ("default", "dynamic", "linear", "llama3", "yarn"),
-        "nemotron": ("default",),
-        "phi3": ("default", "longrope"),
-        "qwen2_moe": ("default",),
-    }
-)
-#: Keys without which its model arguments fail, where config.json has a ``rope_scaling`` at all.
-_REQUIRED_KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "internlm3": ("factor", "rope_type"),
-        "nemotron": ("factor",),
-        "phi3": ("long_factor", "type"),
-        "qwen2_moe": ("factor", "type"),
-    }
-)
-#: Keys of the language model's config without which it fails, whatever they say.
-_REQUIRED: Final[Mapping[str, str]] = MappingProxyType({"llama4": "rope_scaling", "ministral3": "rope_parameters"})
-#: Families whose newer form is read where the older one is missing.
-_READS_NEWER_FORM: Final = frozenset({"ministral3", "qwen3"})
-
-#: Where its default base isn't that of the family's transformers class.
-_DEFAULT_THETA: Final[Mapping[str, float]] = MappingProxyType(
-    {"qwen2": 1000000.0, "smollm3": 10000.0, "starcoder2": 100000.0, "cohere": 8000000.0, "cohere2": 50000.0}
-)
+_BOTH: Final = ("rope_scaling", "rope_parameters")
+#: The original length that its yarn and its llama3 take where the settings have none (rope_utils.py:89-95, 148).
+_DEFAULT_ORIGINAL: Final[Mapping[str, int]] = MappingProxyType({"yarn": 4096, "llama3": 8192})
 
 
 class MlxLm:
@@ -92,25 +49,30 @@ class MlxLm:
 
     @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
-        if family.name in _ABSENT:
+        if not _has(config, family):
             return Reading(absent=True, problem="it has no such model")
         rope = read_rope(config, family)
-        problem = _missing(rope.text, family)
+        model = MODELS.get(family.name)
+        if model is None:
+            return UNESTABLISHED
+        problem = model.broken or _missing(rope.text, model)
         if problem is not None:
             return Reading(problem=problem)
+        if model.partial is not None and not any(key in rope.text for key in family.partial_rotary_keys):
+            rope = msgspec.structs.replace(rope, text={**rope.text, family.partial_rotary_keys[0]: model.partial})
         tables, longest = {}, rope.max_position_embeddings
         for group in rope.groups:
             if group.spec is None:
                 continue
-            settings = _settings(rope, group, family)
-            spec, scaling, _notes = parse(rope.text, family, settings, length=rope.max_position_embeddings)
-            if family.name in _IGNORES_SCALING:
-                scaling = None
-            read = _group(rope, settings, spec, scaling, family, length)
+            text, settings = _seen(rope, _settings(rope, group, family, model), family)
+            spec, scaling, _notes = parse(
+                text, family, settings, length=rope.max_position_embeddings, label=group.label
+            )
+            read = _group(rope, settings, spec, None if model.plain else scaling, family, model, length)
             if isinstance(read, str):
                 return Reading(problem=read)
             tables[group.label] = read
-            if isinstance(scaling, Dynamic):
+            if isinstance(scaling, Dynamic) and not model.plain:
                 # It enforces no length: the base follows it as far as the factor was meant for.
                 longest = int(rope.max_position_embeddings * scaling.factor)
         return Reading(
@@ -124,40 +86,76 @@ class MlxLm:
         return serve_command("mlx_lm.server", "--model", source, *reading.flags)
 
 
-def _missing(text: Mapping[str, Any], family: Family) -> str | None:
-    """Which key its model arguments fail without, if one is missing."""
-    key = _REQUIRED.get(family.name)
-    if key is not None and key not in text:
-        return f"its model of this family fails without {key}"
-    older = text.get("rope_scaling")
-    if isinstance(older, dict) and older:
-        missing = [key for key in _REQUIRED_KEYS.get(family.name, ()) if key not in older]
+def _has(config: Mapping[str, Any], family: Family) -> bool:
+    """Whether there is a file for the checkpoint's model type, a wrapper's included (utils.py, _get_classes)."""
+    stated = config.get("model_type")
+    return any(name in MODEL_TYPES for name in ((stated,) if isinstance(stated, str) else family.model_types))
+
+
+def _missing(text: Mapping[str, Any], model: MlxModel) -> str | None:
+    """Which key its model can't do without, if one is missing."""
+    for key in model.needs:
+        if key not in text:
+            return f"its model of this family can't do without {key}"
+    newer = text.get("rope_parameters")
+    if model.form == "older_first" and "rope_theta" not in {**text, **(newer if isinstance(newer, dict) else {})}:
+        return "its model of this family can't do without rope_theta"
+    for name, needed in zip(_BOTH, (model.needs_in_scaling, model.needs_in_newer), strict=True):
+        stated = text.get(name)
+        missing = [key for key in needed if key not in stated] if isinstance(stated, dict) and stated else []
         if missing:
-            return f"its model of this family fails on a rope_scaling without {missing[0]}"
+            return f"its model of this family fails on a {name} without {missing[0]}"
     return None
 
 
-def _settings(rope: HfRope, group: RopeGroup, family: Family) -> dict[str, Any]:
+def _settings(rope: HfRope, group: RopeGroup, family: Family, model: MlxModel) -> dict[str, Any]:
     """The dictionary that this reader sees, with its base in it."""
     text = rope.text
-    older, newer = text.get("rope_scaling"), text.get("rope_parameters")
-    if family.form == "nested" and group.label != FULL:
-        theta = text.get(family.local_theta_key) if family.local_theta_key else text.get("rope_theta")
-        return {"rope_type": "default", "rope_theta": theta or family.local_rope_theta}
-    use_newer = family.name in _READS_NEWER_FORM and isinstance(newer, dict) and not older
-    if family.name == "ministral3" or use_newer:
-        return _by_type(group.settings, family)
-    settings = _by_type(older if isinstance(older, dict) else {}, family)
-    default = _DEFAULT_THETA.get(family.name, family.rope_theta)
-    settings["rope_theta"] = text.get(family.theta_keys[0], default)
-    return settings
+    older, newer = (value if isinstance(value := text.get(key), dict) else {} for key in _BOTH)
+    default = family.rope_theta if model.theta is None else model.theta
+    top = text.get(family.theta_keys[0], default)
+    match model.form:
+        case "by_layer":
+            own = newer.get(group.label)
+            settings = _by_type(own if isinstance(own, dict) else group.settings, model)
+            return {**settings, "rope_theta": settings.get("rope_theta", 10000.0)}
+        case "newer":
+            return {"rope_theta": default, **_by_type(newer, model)}
+        case "older_first" if newer and not older:
+            return {"rope_theta": top, **_by_type(newer, model)}
+        case "newer_theta":
+            return {**_by_type(older, model), "rope_theta": newer.get("rope_theta", top)}
+        case _ if family.form == "nested" and group.label != FULL:
+            local = text.get(model.local_theta_key or family.theta_keys[0])
+            return {**_share(group, family), "rope_type": "default", "rope_theta": local or family.local_rope_theta}
+        case _:
+            return {**_share(group, family), **_by_type(older, model), "rope_theta": top}
 
 
-def _by_type(settings: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _share(group: RopeGroup, family: Family) -> dict[str, Any]:
+    """The rotated share, where a family's labels state it outside of the dictionary."""
+    share = group.settings.get("partial_rotary_factor") if family.labels else None
+    return {} if share is None else {"partial_rotary_factor": share}
+
+
+def _by_type(settings: Mapping[str, Any], model: MlxModel) -> dict[str, Any]:
     """The settings with the type that counts: ``type`` wins over ``rope_type`` (rope_utils.py:299)."""
-    if settings.get("type") and family.name != "internlm3":
+    if settings.get("type") and not model.type_loses:
         return {**settings, "rope_type": settings["type"]}
     return dict(settings)
+
+
+def _seen(rope: HfRope, settings: dict[str, Any], family: Family) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The config and the settings as its rope classes see them.
+
+    The original length stands in the settings, or is a constant; Phi-3's alone stands at the top level.
+    """
+    if family.form == "phi3":
+        return rope.text, settings
+    default = _DEFAULT_ORIGINAL.get(type_of(settings))
+    if default is not None:
+        settings = {ORIGINAL: default, **settings}
+    return {key: value for key, value in rope.text.items() if key != ORIGINAL}, settings
 
 
 def _group(
@@ -166,13 +164,13 @@ def _group(
     spec: RopeSpec,
     scaling: Scaling | None,
     family: Family,
+    model: MlxModel,
     length: int,
 ) -> RopeTable | str:
-    if family.name in _IGNORES_SCALING:
+    if model.plain:
         return table(spec, None)
     rope_type = type_of(settings)
-    allowed = _TYPES.get(family.name)
-    if allowed is not None and rope_type not in allowed:
+    if model.types is not None and rope_type not in model.types:
         return f"its model of this family doesn't read {rope_type}"
     problem = without_factor(settings) or null_original(settings, "llama3", "yarn")
     if problem is not None:

@@ -1,7 +1,8 @@
 """How SGLang reads a rope from config.json.
 
-Source: the wheel of 0.5.23, read: ``layers/rotary_embedding/factory.py``, the model files named below
-and ``utils/hf_transformers/common.py`` (lengths).
+Source: the wheel of 0.5.23, read: ``layers/rotary_embedding/factory.py``, the model files that
+``sglang_families`` names and ``utils/hf_transformers/common.py`` (lengths). Its configuration classes and
+its length rule were run with transformers 5.19.0.
 """
 
 from __future__ import annotations
@@ -30,20 +31,27 @@ from ctxextend.runtimes.base import (
     without_factor,
     yarn_pair_temperature,
 )
+from ctxextend.runtimes.engine_families import UNESTABLISHED, alpha_base, in_a_wrapper, weighs_the_ramp
+from ctxextend.runtimes.latent import latent_table
+from ctxextend.runtimes.sglang_families import (
+    FIXED_THETA,
+    INCOMPLETE,
+    NEEDS_SETTINGS,
+    OLDER_FORM,
+    TOP_THETA,
+    WAYS,
+    WHOLE_THETA,
+    WRAPPERS_READ,
+    Way,
+)
 from ctxextend.runtimes.transformers import Transformers5, unread_by_5
 from ctxextend.scaling import Dynamic, LongRope, Rebase, Yarn, dynamic_theta, table
 
-#: Model files that call get_rope without the scaling (mixtral.py:174, gemma.py:130, gemma2.py:154, ...).
-_IGNORES_SCALING: Final = frozenset({"gemma", "gemma2", "mixtral", "olmo", "phi", "stablelm", "starcoder2"})
-#: Families without a class of their own, run through transformers.
-_THROUGH_TRANSFORMERS: Final = frozenset({"gpt_neox", "ministral", "nemotron", "smollm3"})
-_LATENT: Final = frozenset({"deepseek_v2", "deepseek_v3"})
-_SECTIONS: Final = frozenset({"qwen2_vl", "qwen2_5_vl"})
-_NOT_NEOX: Final = frozenset({"cohere", "cohere2", "glm4"})
-#: Keys that its class for Olmo 3 doesn't read.
-_NOT_OLMO3: Final = frozenset({ORIGINAL, "head_dim", "partial_rotary_factor", "rope_parameters"})
-#: Model files that truncate the base to a whole number (mixtral.py:178, starcoder2.py:107, llama4.py:294).
-_WHOLE_THETA: Final = frozenset({"llama4", "mixtral", "starcoder2"})
+#: Keys that the classes of the older form don't read; Olmo 3's has no head_dim either (olmo2.py:100).
+_NOT_OLDER: Final = frozenset({ORIGINAL, "rope_parameters"})
+_NOT_OLMO3: Final = _NOT_OLDER | {"head_dim", "partial_rotary_factor"}
+#: Types that transformers 5 gives an original length where the dictionary has none.
+_COMPLETED: Final = ("llama3", "longrope", "yarn")
 
 _LENGTH_KEYS: Final = (
     "max_sequence_length",
@@ -64,23 +72,27 @@ class Sglang:
 
     @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
-        if family.name == "falcon":
+        way = WAYS.get(family.name)
+        if way == "absent":
             return Reading(absent=True, problem="it has no class for this family")
         rope = read_rope(config, family)
-        if family.name == "olmo3":
-            rope = _olmo3(rope, family)
+        if way is None or in_a_wrapper(config, WRAPPERS_READ):
+            return UNESTABLISHED
         problem = _unread(rope, family)
         if problem is not None:
             return Reading(problem=problem)
+        rope = _as_read(rope, family)
+        if weighs_the_ramp(rope):
+            return Reading(unknown="an extrapolation_factor weighs yarn's ramp there, which isn't worked out here")
         longest = _max_context(rope, family)
-        if family.name in _THROUGH_TRANSFORMERS:
+        if way == "transformers":
             reading = Transformers5().effective(config, family, length=length)
-            return reading if reading.problem else msgspec.structs.replace(reading, max_context=longest)
+            return msgspec.structs.replace(reading, max_context=longest) if reading.tables else reading
         tables = {}
         for group in rope.groups:
             if group.spec is None:
                 continue
-            read = _group(rope, group, family, length)
+            read = _group(rope, group, family, way, length)
             if isinstance(read, str):
                 return Reading(problem=read)
             tables[group.label] = read
@@ -98,30 +110,58 @@ class Sglang:
 
 
 def _unread(rope: HfRope, family: Family) -> str | None:
-    """Why the config doesn't load: its class is transformers 5's, but for Olmo 3."""
-    if family.name != "olmo3":
+    """Why the config doesn't load: its class is transformers 5's, but for a few families."""
+    older, newer = rope.text.get("rope_scaling"), rope.text.get("rope_parameters")
+    if family.name in NEEDS_SETTINGS and not older and not newer:
+        return "it fails without rope_parameters (rope_type default will do)"
+    if family.name not in OLDER_FORM:
         return unread_by_5(rope, family)
-    older = rope.text.get("rope_scaling")
-    if isinstance(older, dict) and not {"rope_type", "type"} & set(older):
+    if isinstance(older, dict) and older and not {"rope_type", "type"} & set(older):
         return "it fails on a rope_scaling without a rope_type"
+    if isinstance(newer, dict) and type_of(newer) in _COMPLETED:
+        return f"its configuration class fails on rope_parameters of {type_of(newer)}: it reads rope_scaling alone"
     for group in rope.groups:
-        problem = null_original(group.settings, "llama3", "longrope", "yarn")
+        problem = null_original(group.settings, *_COMPLETED)
         if problem is not None:
             return problem
     return None
 
 
-def _olmo3(rope: HfRope, family: Family) -> HfRope:
-    """Olmo 3 as its own configuration class and olmo2.py:110-144 have it: the older form, one base for all layers.
+def _as_read(rope: HfRope, family: Family) -> HfRope:
+    """The rope as the family's configuration class has it, where that is one of its own."""
+    theta: Any = None
+    if family.name in OLDER_FORM:
+        rope = _older_form(rope, family)
+    if family.name in TOP_THETA:
+        theta = rope.text.get("rope_theta", TOP_THETA[family.name])
+    theta = FIXED_THETA.get(family.name, theta)
+    if theta is None:
+        return rope
+    groups = tuple(
+        group
+        if group.spec is None
+        else msgspec.structs.replace(group, spec=msgspec.structs.replace(group.spec, rope_theta=float(theta)))
+        for group in rope.groups
+    )
+    return msgspec.structs.replace(rope, groups=groups)
 
-    Nothing merges the top level's original length into the settings, and the head's size isn't a key.
+
+def _older_form(rope: HfRope, family: Family) -> HfRope:
+    """The older form alone, one base for all layers; in Olmo 3 the scaling is full attention's (olmo2.py:110-144).
+
+    Nothing merges the top level's original length into the settings.
     """
-    text = {key: value for key, value in rope.text.items() if key not in _NOT_OLMO3}
-    theta = text.get("rope_theta", 10000.0)
+    dropped = _NOT_OLMO3 if family.name == "olmo3" else _NOT_OLDER
+    text = {key: value for key, value in rope.text.items() if key not in dropped}
+    theta = text.get("rope_theta", OLDER_FORM[family.name])
     groups = []
     for group in rope.groups:
-        older = text.get("rope_scaling") if group.label == FULL else None
+        if group.spec is None:
+            groups.append(group)
+            continue
+        older = text.get("rope_scaling") if family.name != "olmo3" or group.label == FULL else None
         settings = {**(older or {"rope_type": "default"}), "rope_theta": theta}
+        settings.pop("partial_rotary_factor", None)
         spec, scaling, _notes = parse(text, family, settings, length=rope.max_position_embeddings)
         groups.append(msgspec.structs.replace(group, spec=spec, scaling=scaling, settings=settings))
     return msgspec.structs.replace(rope, text=text, groups=tuple(groups))
@@ -140,26 +180,34 @@ def _gemma3(group: RopeGroup, length: int) -> RopeTable:
     return table(group.spec, scaling, length=length)
 
 
-def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeTable | str:
+def _group(rope: HfRope, group: RopeGroup, family: Family, way: Way, length: int) -> RopeTable | str:
+    """One group's table, or why the engine fails on it."""
     assert group.spec is not None
-    if family.name == "gemma3":
+    if way == "gemma3":
         return _gemma3(group, length)
-    spec = group.spec
-    if family.name in _WHOLE_THETA:
+    spec, rope_type = group.spec, type_of(group.settings)
+    if family.name in WHOLE_THETA:
         spec = msgspec.structs.replace(spec, rope_theta=float(int(spec.rope_theta)))
-    if _unscaled(group, family):
+    if way == "type_only":
+        # Each class then takes a factor of 1; longrope's has no list to take.
+        return "it gives its longrope no lists" if rope_type == "longrope" else table(spec, None)
+    windowed = way == "full_only" and group.label != FULL
+    if way == "plain" or windowed or rope_type in ("default", "proportional"):
         return table(spec, None)
-    return without_factor(group.settings) or _scaled(rope, group, spec, family, length)
+    return without_factor(group.settings) or _scaled(rope, group, spec, way, length)
 
 
-def _scaled(rope: HfRope, group: RopeGroup, spec: RopeSpec, family: Family, length: int) -> RopeTable | str:
+def _scaled(rope: HfRope, group: RopeGroup, spec: RopeSpec, way: Way, length: int) -> RopeTable | str:
     settings, scaling, rope_type = group.settings, group.scaling, type_of(group.settings)
     if rope_type == "linear" and type(settings.get("factor")) is int:
         return "it fails on an integer factor"
-    if family.name in _LATENT:
-        return _latent(group, rope_type, length)
-    if family.name in _SECTIONS and (rope_type != "yarn" or {"mscale", "mscale_all_dim"} & set(settings)):
+    if way == "latent":
+        return latent_table(group, length=length, attn_factor=True)
+    sectioned = way == "sections" and "mrope_section" in settings
+    if sectioned and (rope_type != "yarn" or {"mscale", "mscale_all_dim"} & set(settings)):
         return f"its {rope_type} class fails on sections of positions (mrope_section) with these keys"
+    if isinstance(scaling, Dynamic) and "alpha" in settings:
+        return table(spec, alpha_base(spec, settings))
     if isinstance(scaling, Dynamic):
         # One base for every length: the one of the length that it derives itself.
         whole = int(rope.max_position_embeddings * scaling.factor)
@@ -169,44 +217,41 @@ def _scaled(rope: HfRope, group: RopeGroup, spec: RopeSpec, family: Family, leng
         temperature *= number(settings, "attn_factor") or 1.0
         return table(spec, with_temperature(scaling, temperature), length=length)
     if isinstance(scaling, LongRope):
-        return _longrope(rope, group, scaling, family, length)
+        return _longrope(rope, group, spec, scaling, way, length)
     return table(spec, scaling, length=length)
 
 
-def _unscaled(group: RopeGroup, family: Family) -> bool:
-    """Whether these layers get a plain rope whatever the config says."""
-    by_layer = family.name in ("olmo2", "olmo3") and group.label != FULL
-    return by_layer or family.name in _IGNORES_SCALING or type_of(group.settings) in ("default", "proportional")
-
-
-def _longrope(rope: HfRope, group: RopeGroup, scaling: LongRope, family: Family, length: int) -> RopeTable | str:
-    assert group.spec is not None
-    if family.name in _NOT_NEOX:
+def _longrope(
+    rope: HfRope, group: RopeGroup, spec: RopeSpec, scaling: LongRope, way: Way, length: int
+) -> RopeTable | str:
+    if way == "interleaved":
         return "its longrope takes half-split pairs only"
     original = scaling.original_max_position_embeddings
     own = number(group.settings, "long_mscale" if length > original else "short_mscale")
     by_lengths = ratio_temperature(rope.max_position_embeddings, original)
-    return table(group.spec, with_temperature(scaling, by_lengths if own is None else own), length=length)
-
-
-def _latent(group: RopeGroup, rope_type: str, length: int) -> RopeTable | str:
-    """Every type is taken for yarn (deepseek_v2.py:2065); no attention_factor, no truncate."""
-    assert group.spec is not None
-    if rope_type != "yarn" or not isinstance(group.scaling, Yarn):
-        return f"its latent attention takes {rope_type} for yarn"
-    scaling = msgspec.structs.replace(group.scaling, truncate=True)
-    temperature = yarn_pair_temperature(group.scaling, both_needed=False)
-    return table(group.spec, with_temperature(scaling, temperature), length=length)
+    return table(spec, with_temperature(scaling, by_lengths if own is None else own), length=length)
 
 
 def _max_context(rope: HfRope, family: Family) -> int:
+    """The first stated length, times the factor of a flat dictionary (utils/hf_transformers/common.py:668-694).
+
+    The dictionary is transformers 5's, which has an original length for the types that need one: those
+    multiply nothing. A factor beside rope_type default does.
+    """
     derived = stated_length(rope.text, _LENGTH_KEYS, rope.max_position_embeddings)
     assert derived is not None
-    if family.name == "gemma3":
+    if family.form == "nested" and family.name not in OLDER_FORM:
         return derived
-    for group in rope.groups:
-        settings = group.settings
-        if ORIGINAL in settings or type_of(settings) in ("llama3", "default"):
-            continue
-        return int(derived * (number(settings, "factor") or 1.0))
-    return derived
+    settings = _whole_dictionary(rope, family)
+    rope_type = type_of(settings)
+    completed = rope_type in _COMPLETED and family.name not in INCOMPLETE
+    if ORIGINAL in settings or completed or rope_type == "llama3":
+        return derived
+    return int(derived * (number(settings, "factor") or 1.0))
+
+
+def _whole_dictionary(rope: HfRope, family: Family) -> Mapping[str, Any]:
+    """The one dictionary that speaks for the whole model; empty where no layer has a rope."""
+    if family.name in OLDER_FORM:
+        return rope.text.get("rope_scaling") or {}
+    return next((group.settings for group in rope.groups if group.spec is not None), {})

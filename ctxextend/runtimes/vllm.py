@@ -1,8 +1,9 @@
 """How vLLM reads a rope from config.json.
 
 Source: the wheel of 0.33.0, read: ``config/model.py`` (lengths), ``layers/rotary_embedding`` and the
-model files named below; the rope classes and ``deepseek_v2`` were run on the CPU with stand-ins for
-the engine. From 0.30 on these rules hold; older versions read YaRN otherwise.
+model files that ``vllm_families`` names; the rope classes and ``deepseek_v2`` were run on the CPU with
+stand-ins for the engine. From 0.30 on these rules hold; ``vllm_older`` has those before. The tokenizer's
+``model_max_length`` counts for pooling models with absolute positions alone (config/model.py:2147-2156).
 """
 
 from __future__ import annotations
@@ -26,21 +27,12 @@ from ctxextend.runtimes.base import (
     serve_command,
     with_temperature,
     without_factor,
-    yarn_pair_temperature,
 )
+from ctxextend.runtimes.engine_families import UNESTABLISHED, alpha_base, in_a_wrapper
+from ctxextend.runtimes.latent import compressed_table, latent_table
 from ctxextend.runtimes.transformers import Transformers5, unread_by_5
-from ctxextend.scaling import LongRope, Scaling, Yarn, table
-
-#: Families that vLLM runs through transformers' own model code (models/registry.py:751-768).
-_THROUGH_TRANSFORMERS: Final = frozenset(
-    {"gpt_neox", "ministral", "olmo", "olmo2", "olmo3", "phi", "smollm3", "starcoder2"}
-)
-#: Latent attention: every scaling is taken for yarn (deepseek_v2.py:542-561).
-_LATENT: Final = frozenset({"deepseek_v2", "deepseek_v3"})
-#: Sections of positions survive in the plain and the yarn class only (rotary_embedding/__init__.py).
-_SECTIONS: Final = frozenset({"qwen2_vl", "qwen2_5_vl"})
-#: longrope asserts half-split pairs (phi3_long_rope_scaled_rope.py:38).
-_NOT_NEOX: Final = frozenset({"cohere", "cohere2", "glm4"})
+from ctxextend.runtimes.vllm_families import STRIPPED_ALONE, WAYS, WRAPPERS_READ, Way
+from ctxextend.scaling import LongRope, Yarn, table
 
 #: What states the length (model_arch_config_convertor.py:374-407); the smallest counts.
 _LENGTH_KEYS: Final = (
@@ -55,8 +47,10 @@ _LENGTH_KEYS: Final = (
 )
 #: The pairs of rope_type and type that may differ.
 _SAME_TYPE: Final = (("longrope", "su"), ("default", "mrope"))
-#: Types whose factor doesn't multiply the length (config/model.py:2598-2634).
-_NOT_MULTIPLIED: Final = frozenset({"default", "longrope", "llama3", "yarn"})
+#: Types whose factor doesn't multiply the length; a stray one in a plain dictionary does (config/model.py:2598-2634).
+_NOT_MULTIPLIED: Final = frozenset({"longrope", "llama3", "yarn"})
+#: Model types with "gemma3" in their name, whose length no factor multiplies.
+_SCALED_LENGTH: Final = frozenset({"gemma3", "gemma3n"})
 
 
 class Vllm:
@@ -70,16 +64,21 @@ class Vllm:
     @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
         rope = read_rope(config, family)
-        problem = unread_by_5(rope, family) or _two_types(rope)
+        way = way_of(WAYS, rope, family)
+        if way is None or in_a_wrapper(config, WRAPPERS_READ):
+            return UNESTABLISHED
+        if way == "absent":
+            return Reading(absent=True, problem="it has no such model")
+        problem = unread_by_5(rope, family) or two_types(rope)
         if problem is not None:
             return Reading(problem=problem)
-        if family.name in _THROUGH_TRANSFORMERS:
+        if way == "transformers":
             return _through_transformers(config, family, rope, length)
         tables = {}
         for group in rope.groups:
             if group.spec is None:
                 continue
-            read = without_factor(group.settings) or _group(rope, group, family, length)
+            read = without_factor(group.settings) or group_table(rope, group, way, length)
             if isinstance(read, str):
                 return Reading(problem=read)
             tables[group.label] = read
@@ -91,15 +90,27 @@ class Vllm:
         )
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
-        refused = reading.max_context is not None and reading.max_context < length and not reading.liftable
-        environment = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1" if refused else ""
-        words = ("vllm", "serve", source, "--max-model-len", str(length), *reading.flags)
-        return serve_command(*words, environment=environment)
+        return serve_line(source, reading, length=length)
+
+
+def serve_line(source: str, reading: Reading, *, length: int) -> str:
+    """What starts the server, of any version."""
+    refused = reading.max_context is not None and reading.max_context < length and not reading.liftable
+    environment = "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1" if refused else ""
+    words = ("vllm", "serve", source, "--max-model-len", str(length), *reading.flags)
+    return serve_command(*words, environment=environment)
+
+
+def way_of(ways: Mapping[str, Way], rope: HfRope, family: Family) -> Way | None:
+    """How the family's code builds its rope, if that was read."""
+    if family.name in STRIPPED_ALONE and not rope.path:
+        return "whole"
+    return ways.get(family.name)
 
 
 def _through_transformers(config: Mapping[str, Any], family: Family, rope: HfRope, length: int) -> Reading:
     reading = Transformers5().effective(config, family, length=length)
-    if reading.problem is not None:
+    if not reading.tables:
         return reading
     caution: str | None = None
     flags: tuple[str, ...] = ()
@@ -112,34 +123,59 @@ def _through_transformers(config: Mapping[str, Any], family: Family, rope: HfRop
     return msgspec.structs.replace(reading, max_context=_max_context(rope, family), caution=caution, flags=flags)
 
 
-def _group(rope: HfRope, group: RopeGroup, family: Family, length: int) -> RopeTable | str:
+def group_table(rope: HfRope, group: RopeGroup, way: Way, length: int) -> RopeTable | str:
     """One group's table, or why the engine fails on it."""
     assert group.spec is not None
-    settings, scaling, rope_type = group.settings, group.scaling, type_of(group.settings)
-    if family.name == "gpt_oss":
-        return _gpt_oss(group, length)
-    if family.name in _LATENT:
-        return _latent(group, rope_type, length)
-    if family.name in _SECTIONS and rope_type not in ("default", "yarn"):
+    match way:
+        case "gpt_oss":
+            return _gpt_oss(group, length)
+        case "latent":
+            # As the class has it: this turns the softmax's own factor off (deepseek_v2.py:545).
+            if type_of(group.settings) == "yarn" and group.settings.get("attention_factor") == 1.0:
+                return "an attention_factor of 1 turns yarn into another scaling there"
+            return latent_table(group, length=length, attn_factor=False)
+        case "compressed":
+            return compressed_table(group, rope.text, length=length)
+        case "plain":
+            return table(group.spec, None)
+        case "sections" | "sections_enlarged" if "mrope_section" in group.settings:
+            return _sectioned(group, enlarged=way == "sections_enlarged", length=length)
+        case _:
+            return _whole(rope, group, interleaved=way == "interleaved", length=length)
+
+
+def _sectioned(group: RopeGroup, *, enlarged: bool, length: int) -> RopeTable | str:
+    """Sections of positions survive in the plain and the yarn class only (rotary_embedding/__init__.py)."""
+    assert group.spec is not None
+    scaling, rope_type = group.scaling, type_of(group.settings)
+    if rope_type not in ("default", "yarn"):
         return f"its {rope_type} class drops the sections of positions (mrope_section)"
+    if isinstance(scaling, Yarn) and enlarged:
+        # mrope.py places the ramp over four times the original length.
+        original = scaling.original_max_position_embeddings * 4
+        scaling = msgspec.structs.replace(scaling, original_max_position_embeddings=original)
+    return table(group.spec, scaling, length=length)
+
+
+def _whole(rope: HfRope, group: RopeGroup, *, interleaved: bool, length: int) -> RopeTable | str:
+    """get_rope with the whole dictionary (rotary_embedding/__init__.py:33-326)."""
+    assert group.spec is not None
+    settings, scaling, rope_type = group.settings, group.scaling, type_of(group.settings)
     if rope_type == "linear" and type(settings.get("factor")) is int:
         return "it fails on an integer factor"
+    if rope_type == "dynamic" and "alpha" in settings:
+        return table(group.spec, alpha_base(group.spec, settings))
     if rope_type in ("dynamic", "proportional"):
         # Dynamic needs a key that Hugging Face doesn't have (max_trained_positions), and proportional's
         # factor isn't read: both ropes are plain.
         return table(group.spec, None)
     if isinstance(scaling, LongRope):
-        if family.name in _NOT_NEOX:
-            return "its longrope takes half-split pairs only"
-        return _longrope(rope, group, scaling, length)
-    if isinstance(scaling, Yarn) and family.name in _SECTIONS:
-        # mrope.py places the ramp over four times the original length for these families.
-        placed = _ramp_over(scaling, scaling.original_max_position_embeddings * 4)
-        return table(group.spec, placed, length=length)
+        # Phi-3's class asserts half-split pairs (phi3_long_rope_scaled_rope.py:38).
+        return "its longrope takes half-split pairs only" if interleaved else _longrope(rope, group, scaling, length)
     return table(group.spec, scaling, length=length)
 
 
-def _two_types(rope: HfRope) -> str | None:
+def two_types(rope: HfRope) -> str | None:
     """Two spellings of the type that differ, which it refuses (transformers_utils/config.py:620-638)."""
     for group in rope.groups:
         older, newer = group.settings.get("type"), group.settings.get("rope_type")
@@ -147,10 +183,6 @@ def _two_types(rope: HfRope) -> str | None:
             continue
         return f"it fails on a rope_type of {newer} beside a type of {older}"
     return None
-
-
-def _ramp_over(scaling: Yarn, original: int) -> Yarn:
-    return msgspec.structs.replace(scaling, original_max_position_embeddings=original)
 
 
 def _longrope(rope: HfRope, group: RopeGroup, scaling: LongRope, length: int) -> RopeTable:
@@ -163,19 +195,6 @@ def _longrope(rope: HfRope, group: RopeGroup, scaling: LongRope, length: int) ->
     chosen = scaling.long_factor if long else scaling.short_factor
     static = msgspec.structs.replace(scaling, short_factor=chosen, long_factor=chosen)
     return table(group.spec, with_temperature(static, temperature), length=length)
-
-
-def _latent(group: RopeGroup, rope_type: str, length: int) -> RopeTable | str:
-    assert group.spec is not None
-    if rope_type == "default":
-        return table(group.spec, None)
-    if rope_type != "yarn" or not isinstance(group.scaling, Yarn):
-        return f"its latent attention takes {rope_type} for yarn"
-    if group.settings.get("attention_factor") == 1.0:
-        return "an attention_factor of 1 turns yarn into another scaling there"
-    scaling: Scaling = msgspec.structs.replace(group.scaling, truncate=True)
-    temperature = yarn_pair_temperature(group.scaling, both_needed=False)
-    return table(group.spec, with_temperature(scaling, temperature), length=length)
 
 
 def _gpt_oss(group: RopeGroup, length: int) -> RopeTable | str:
@@ -192,23 +211,32 @@ def _gpt_oss(group: RopeGroup, length: int) -> RopeTable | str:
     return table(group.spec, bare, length=length)
 
 
-def _max_context(rope: HfRope, family: Family) -> int:
+def stated_context(rope: HfRope) -> int:
+    """The smallest stated length, or the one that stands for it (model_arch_config_convertor.py:374-407)."""
     text = rope.text
-    lengths = [text[key] for key in _LENGTH_KEYS if type(text.get(key)) is int]
-    derived = min(lengths, default=rope.max_position_embeddings)
     own = text.get("model_max_length")
     if type(own) is int and own > 0:
-        derived = own
+        return own
+    return min((text[key] for key in _LENGTH_KEYS if type(text.get(key)) is int), default=rope.max_position_embeddings)
+
+
+def multiplied(rope: HfRope, family: Family, derived: float) -> float:
+    """The length times the last factor of the types that multiply it."""
     factor = 1.0
     for group in rope.groups:
-        if group.spec is None:
-            continue
-        rope_type = type_of(group.settings)
-        original = text.get(ORIGINAL)
-        if rope_type == "longrope" and type(original) is int:
-            return original
-        if rope_type == "longrope" and family.original_max_position_embeddings is not None:
-            return family.original_max_position_embeddings
-        if rope_type not in _NOT_MULTIPLIED and family.name != "gemma3":
+        if type_of(group.settings) not in _NOT_MULTIPLIED and "factor" in group.settings:
             factor = number(group.settings, "factor") or 1.0
-    return int(derived * factor)
+    return derived if family.name in _SCALED_LENGTH else derived * factor
+
+
+def longrope_context(rope: HfRope, family: Family) -> int | None:
+    """The length that longrope starts with: the top level's original one (config/model.py:2642-2652)."""
+    if not any(type_of(group.settings) == "longrope" for group in rope.groups):
+        return None
+    original = rope.text.get(ORIGINAL)
+    return original if type(original) is int else family.original_max_position_embeddings
+
+
+def _max_context(rope: HfRope, family: Family) -> int:
+    started = longrope_context(rope, family)
+    return int(multiplied(rope, family, stated_context(rope))) if started is None else started

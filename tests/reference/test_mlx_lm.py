@@ -14,16 +14,21 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx import nn
-from mlx_lm.models import rope_utils
+from mlx_lm.models import nanochat, rope_utils
 from mlx_lm.models.deepseek_v2 import DeepseekV2YarnRotaryEmbedding
+from mlx_lm.models.hunyuan_v1_dense import DynamicNTKAlphaRoPE
 from mlx_lm.utils import _get_classes
 
 from ctxextend.families import FAMILIES, Family
+from ctxextend.families.wrappers import WRAPPERS
 from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeTable
+from ctxextend.runtimes.mlx_families import MODEL_TYPES, MODELS
 from ctxextend.runtimes.mlx_lm import MlxLm
 from ctxextend.scaling import Yarn, table
 from tests.factories import converted, family_config, inspected, planned
+from tests.methods import closed_forms as paper
+from tests.reference.mlx_keys import COMMON, OWN, WRAPPED
 
 #: The angles are float32, as are the base's powers they come from.
 FLOAT32 = 1e-5
@@ -39,7 +44,9 @@ ROPES = (
     rope_utils.Llama3RoPE,
     rope_utils.YarnRoPE,
     rope_utils.DynamicNTKScalingRoPE,
+    rope_utils.ProportionalRoPE,
     DeepseekV2YarnRotaryEmbedding,
+    DynamicNTKAlphaRoPE,
 )
 
 SCALINGS: dict[str, dict[str, Any] | None] = {
@@ -60,51 +67,49 @@ SCALINGS: dict[str, dict[str, Any] | None] = {
 #: What our reader calls unread although it loads: it is silently plain, or taken for another type.
 SILENT = {
     *(("deepseek_v2", kind) for kind in ("linear", "linear by its older key", "dynamic", "llama3")),
+    *(("glm", kind) for kind in SCALINGS),
+    *(("mellum", kind) for kind in ("linear", "linear by its older key")),
+    *(("minicpm3", kind) for kind in SCALINGS if kind != "none"),
     ("qwen2_moe", "linear by its older key"),
 }
 #: What our reader is stricter about than MLX-LM: a spelling that ctxextend never writes.
 STRICTER = {("nemotron", "linear by its older key")}
-#: Read as sections of positions by a vision model, or by a model type that only its wrapper has.
-OTHERWISE = {"qwen2_vl", "qwen2_5_vl", "ministral3", "llama4"}
-EVERY = sorted(
-    row.name
-    for row in FAMILIES.values()
-    if row.position == "rope"
-    and row.refusal is None
-    and row.name not in OTHERWISE
-    and not MlxLm().effective({}, row, length=1).absent
-)
+#: Tested by themselves: a shape of config of their own, and a rope that isn't a module.
+OTHERWISE = {"llama4", "nanochat"}
+EVERY = sorted(name for name in MODELS if name in FAMILIES and name not in OTHERWISE)
+#: What a model's arguments, or building it, raise for a config that they can't take.
+REFUSED = (TypeError, ValueError, AttributeError, KeyError)
 
 
 def source_of(name: str, **changes: Any) -> dict[str, Any]:
     """A family's plain config, with what MLX-LM's model arguments need beside."""
     family = FAMILIES[name]
-    needed = {
-        "rms_norm_eps": 1e-6,
-        "layer_norm_eps": 1e-6,
-        "norm_eps": 1e-6,
-        "norm_epsilon": 1e-6,
-        "attention_multiplier": 1.0,
-        "embedding_multiplier": 1.0,
-        "residual_multiplier": 1.0,
-        "logits_scaling": 1.0,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "use_qkv_bias": False,
-        "layer_norm_bias": False,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "norm_topk_prob": True,
-        "use_parallel_residual": True,
-        "hidden_act": "silu",
-    }
     base = family_config(family, max_position_embeddings=CONTEXT)
     if family.form == "phi3":
         base["original_max_position_embeddings"] = CONTEXT
-    if name == "gpt_neox":
-        needed["num_attention_heads"] = 2
-    return {**needed, **base, "head_dim": base.get("head_dim", 32), **changes}
+    return {**COMMON, **base, "head_dim": base.get("head_dim", 32), **OWN.get(name, {}), **changes}
+
+
+def scaled(name: str, scaling: dict[str, Any] | None, **changes: Any) -> dict[str, Any]:
+    """A family's config with a scaling where its model looks for one, in its wrapper if it needs one."""
+    model, family = MODELS[name], FAMILIES[name]
+    text = source_of(name, **changes)
+    settings = {**(scaling or {"rope_type": "default"}), "rope_theta": text.get("rope_theta", 12345.0)}
+    if model.needs_in_newer:
+        settings = {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": CONTEXT, **settings}
+    if model.form == "newer":
+        text = {**text, "rope_parameters": settings}
+        text.pop("rope_scaling", None)
+    elif model.form == "by_layer":
+        windowed = {"rope_type": "default", "rope_theta": 10000.0}
+        text["rope_parameters"] = {"full_attention": settings, "sliding_attention": windowed}
+    elif scaling is not None or "rope_scaling" not in text:
+        text["rope_scaling"] = scaling
+    outer = WRAPPED.get(name)
+    if outer is None:
+        return text
+    text["model_type"] = family.model_types[-1]
+    return {"model_type": outer, "vocab_size": text["vocab_size"], "text_config": text}
 
 
 def built(config: Mapping[str, Any]) -> nn.Module:
@@ -115,7 +120,8 @@ def built(config: Mapping[str, Any]) -> nn.Module:
 
 def ropes(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
-        if isinstance(module, ROPES):
+        # The indexer of sparse attention picks keys, it doesn't attend: its rope has pairs of its own.
+        if isinstance(module, ROPES) and "index" not in name:
             yield name, module
 
 
@@ -197,20 +203,152 @@ def test_a_family_that_ignores_scaling(name: str) -> None:
 def test_any_scaling_in_any_family(name: str, kind: str) -> None:
     family = FAMILIES[name]
     # With the length not raised, so that dynamic does something; at which it does nothing, seen at position 1.
-    config = source_of(name, rope_scaling=SCALINGS[kind])
-    if MlxLm().effective(config, family, length=CONTEXT).problem is None:
+    config = scaled(name, SCALINGS[kind])
+    reading = MlxLm().effective(config, family, length=CONTEXT)
+    assert reading.unknown is None
+    if reading.problem is None:
         agrees(config, family, length=CONTEXT)
         return
     if (name, kind) in SILENT | STRICTER:
         built(config)
         return
-    with pytest.raises((TypeError, ValueError, AttributeError, KeyError)):
+    with pytest.raises(REFUSED):
         loads_and_turns(config)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_longrope_in_any_family(name: str) -> None:
+    """Its long list turns half-split pairs, whatever the model's pairs are: a reading or a refusal."""
+    family = FAMILIES[name]
+    group = next(group for group in inspected(scaled(name, None), base="trained").groups if group.spec is not None)
+    assert group.spec is not None
+    lists = [1.0 + i for i in range(len(group.spec.inv_freq()))]
+    scaling = {
+        "type": "longrope",
+        "rope_type": "longrope",
+        "short_factor": [1.0] * len(lists),
+        "long_factor": lists,
+        "factor": 8.0,
+        "original_max_position_embeddings": CONTEXT,
+    }
+    changes = {"original_max_position_embeddings": CONTEXT} if family.form == "phi3" else {}
+    config = scaled(name, scaling, max_position_embeddings=TARGET, **changes)
+    reading = MlxLm().effective(config, family, length=TARGET)
+    if reading.tables:
+        agrees(config, family)
+    else:
+        assert reading.problem is not None
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_key_that_a_model_cant_do_without(name: str) -> None:
+    model, family = MODELS[name], FAMILIES[name]
+    for key in model.needs:
+        config = scaled(name, None)
+        config.get("text_config", config).pop(key, None)
+        assert key in (MlxLm().effective(config, family, length=CONTEXT).problem or ""), key
+        if name in ("laguna", "mistral4"):
+            built(config)  # a plain rope of another base; Mistral 4's fails on its first token
+            continue
+        with pytest.raises(REFUSED):
+            loads_and_turns(config)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_base_that_a_model_takes_where_config_json_has_none(name: str) -> None:
+    model, family = MODELS[name], FAMILIES[name]
+    config = scaled(name, None)
+    text = config.get("text_config", config)
+    for settings in (text, *(value for value in (text.get("rope_parameters") or {},) if isinstance(value, dict))):
+        settings.pop("rope_theta", None)
+    if MlxLm().effective(config, family, length=CONTEXT).tables:
+        agrees(config, family, length=CONTEXT)
+    else:
+        assert model.needs or model.broken or model.form == "older_first" or name == "deepseek_v2"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_newer_form_alone_in_any_family(name: str) -> None:
+    """Where a model reads it the reading has it, and where it falls back to a default base as well."""
+    family = FAMILIES[name]
+    if MODELS[name].form in ("newer", "by_layer"):
+        pytest.skip("test_any_scaling_in_any_family has them in this form")
+    config = scaled(name, None)
+    text = config.get("text_config", config)
+    text.pop("rope_theta", None)
+    text["rope_scaling"] = None
+    text["rope_parameters"] = {"rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0}
+    if family.form == "nested":
+        windowed = {"rope_type": "default", "rope_theta": 10000.0}
+        text["rope_parameters"] = {"full_attention": text["rope_parameters"], "sliding_attention": windowed}
+    if MlxLm().effective(config, family, length=CONTEXT).tables:
+        agrees(config, family, length=CONTEXT)
+        return
+    if name == "glm":
+        return
+    with pytest.raises(REFUSED):
+        loads_and_turns(config)
+
+
+def test_a_share_of_the_head_that_is_missing() -> None:
+    """phi.py takes 0.4 of a head where config.json says nothing, transformers half of it."""
+    config = source_of("phi")
+    del config["partial_rotary_factor"]
+    found = agrees(config, FAMILIES["phi"])["full_attention"]
+    assert found.inv_freq == pytest.approx(paper.plain(10000.0, 12), rel=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "original"), [("yarn", 4096), ("llama3", 8192)])
+def test_an_original_length_that_is_missing(kind: str, original: int) -> None:
+    """A constant of rope_utils.py stands in for it, not the config's own length, and not a top level's key."""
+    stated = dict(SCALINGS[kind] or {})
+    del stated["original_max_position_embeddings"]
+    config = source_of("llama", rope_scaling=stated, max_position_embeddings=TARGET)
+    config["original_max_position_embeddings"] = 1024
+    found = agrees(config, FAMILIES["llama"])["full_attention"]
+    plain = paper.plain(10000.0, 32)
+    expected = {"yarn": paper.yarn(10000.0, 32, 8.0, original), "llama3": paper.llama3(plain, 8.0, original)}
+    assert found.inv_freq == pytest.approx(expected[kind], rel=1e-9)
+
+
+def test_the_model_types_are_those_that_it_has_a_file_for() -> None:
+    rotary = [row for row in FAMILIES.values() if row.position == "rope" and row.refusal is None]
+    known = {name for row in rotary for name in row.model_types}
+    # Olmo's file ends the process where a package of another publisher isn't installed.
+    for name in (known | set(WRAPPERS)) - {"olmo"}:
+        try:
+            _get_classes({"model_type": name})
+        except ValueError:
+            assert name not in MODEL_TYPES, name
+        else:
+            assert name in MODEL_TYPES, name
+
+
+def test_a_wrapper_without_a_file_has_no_model() -> None:
+    text = source_of("llama")
+    for outer, absent in (("llava", False), ("idefics3", True), ("llava_next", True)):
+        config = {"model_type": outer, "text_config": text}
+        assert MlxLm().effective(config, FAMILIES["llama"], length=CONTEXT).absent is absent
+
+
+def test_nanochat_turns_backwards_by_the_same_table() -> None:
+    """Its rope is a function, over negated frequencies, as transformers' rotate_half has flipped signs."""
+    config = source_of("nanochat", rope_scaling=SCALINGS["linear"])
+    reading = MlxLm().effective(config, FAMILIES["nanochat"], length=CONTEXT).tables["full_attention"]
+    (frequencies,) = {
+        tuple(module._rope_freqs.tolist())
+        for name, module in built(config).named_modules()
+        if name.endswith("attn") and hasattr(module, "_rope_freqs")
+    }
+    probe = mx.array([1.0] * 16 + [0.0] * 16).reshape(1, 1, 1, 32)
+    result = nanochat.apply_rotary_emb(probe, offset=1, freqs=mx.array(frequencies)).reshape(32).tolist()
+    turned_by = [math.atan2(result[i + 16], result[i]) for i in range(16)]
+    assert turned_by == pytest.approx([-f for f in reading.inv_freq], rel=FLOAT32)
 
 
 def loads_and_turns(config: Mapping[str, Any]) -> None:
     for _name, rope in ropes(built(config)):
-        rope(mx.zeros((1, 1, 1, 32)), offset=1)
+        rope(mx.zeros((1, 1, 1, 256)), offset=1)
 
 
 @pytest.mark.parametrize("scaling", [None, SCALINGS["llama3"], SCALINGS["linear"]])
