@@ -11,8 +11,9 @@ runtime makes of one.
 """
 
 from ctxextend.apply import Manifest, Options
-from ctxextend.check import Check, Finding, Meant, check
+from ctxextend.check import check
 from ctxextend.errors import CtxextendError
+from ctxextend.findings import Check, Finding, Meant
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.methods import Base, Method
 from ctxextend.pipeline import (

@@ -10,11 +10,13 @@ from msgspec import Struct
 
 from ctxextend import checkpoint
 from ctxextend.apply import Manifest, Options, Progress, convert, plan_from
-from ctxextend.check import Check, Meant, check, meant_by, meant_by_plan
+from ctxextend.check import check, meant_by, meant_by_plan
 from ctxextend.checkpoint import Source
 from ctxextend.checkpoint.directory import read_json
 from ctxextend.contents import Contents
 from ctxextend.errors import RefusedError
+from ctxextend.findings import Check, Meant
+from ctxextend.gguf_check import check_gguf, meant_by_gguf
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.plan import Plan, make_plan
 from ctxextend.recipe import Recipe
@@ -81,6 +83,8 @@ def check_source(
     family: str | None = None,
 ) -> Check:
     """What each runtime will make of the checkpoint. One of our own is held to the plan in its manifest."""
+    if opened.contents.gguf is not None:
+        return check_gguf(opened.contents, required=runtimes, against=against)
     inspection = inspect_source(opened, Recipe(family=family))
     meant = against or _own_plan(opened.contents, inspection)
     return check(opened.contents, inspection, required=runtimes, against=meant)
@@ -95,6 +99,9 @@ def meaning_of(named: str) -> Meant:
     if path.is_file() and path.suffix == ".json":
         return meant_by_plan(plan_from(read_json(path), file=named), source=f"the plan in {named}")
     opened = open_source(named)
+    if opened.contents.gguf is not None:
+        gguf = meant_by_gguf(opened.contents)
+        return msgspec.structs.replace(gguf, source=f"{gguf.source} ({named})")
     inspection = inspect_source(opened, Recipe())
     meant = meant_by(opened.contents, inspection)
     if meant is None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from ctxextend.cli import app
-from ctxextend.cli.listings import family_row, method_rows
+from ctxextend.cli.listings import family_row, method_rows, refused_rows, variant_rows, wrapper_rows
 from ctxextend.families import FAMILIES
-from ctxextend.runtimes import READERS
+from ctxextend.runtimes import DEFAULT_RUNTIMES, READERS, Reader
+from ctxextend.runtimes.gguf_base import GgufReader
+from ctxextend.runtimes.llama_cpp import GGUF_READERS
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 COMMANDS = ("inspect", "plan", "convert", "check", "methods", "families", "runtimes")
@@ -84,17 +86,53 @@ def families_page() -> str:
     columns = ("family", "model types", "positions", "default theta", "trained in", "added by hand", "remark")
     return (
         "# Families\n\nA published scaling of a type under *trained in* is part of the base; one under *added by hand* "
-        "is taken off first; any other needs `--base trained|unscaled`.\n\n" + _table(columns, rows)
+        "is taken off first; any other needs `--base trained|unscaled`.\n\n"
+        + _table(columns, rows)
+        + "\n## Wrappers\n\nCheckpoints around a language model are read and edited where its own config stands "
+        "(`text_config` and the like), by the row of its own model type; without one, by the class's default.\n\n"
+        + _table(("inside by default", "model types"), [(f"`{kind}`", _codes(kinds)) for kind, kinds in wrapper_rows()])
+        + "\n## Exceptions by value\n\nA value of the language model's config that makes another model of a family.\n\n"
+        + _table(
+            ("family", "where", "then"), [(f"`{name}`", f"`{where}`", then) for name, where, then in variant_rows()]
+        )
+        + "\n## Refused\n\n"
+        + _table(("because", "model types"), [(reason, _codes(kinds)) for reason, kinds in refused_rows()])
     )
 
 
+def _codes(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split(", "))
+
+
 def runtimes_page() -> str:
-    """Whose reading is known, and how."""
-    rows = [(f"`{r.runtime}`", r.versions, r.evidence, " ".join((type(r).__doc__ or "").split())) for r in READERS]
+    """Whose reading is known, how, and from where."""
+    readers: tuple[Reader | GgufReader, ...] = (*READERS, *GGUF_READERS)
+    rows = [
+        (
+            f"`{reader.runtime}`",
+            reader.versions,
+            "yes" if reader.current and reader.runtime in DEFAULT_RUNTIMES else "",
+            reader.evidence,
+            " ".join((type(reader).__doc__ or "").split()),
+        )
+        for reader in readers
+    ]
+    modules = {type(reader).__module__: reader.runtime for reader in readers}
+    sources = [
+        f"**{', '.join(dict.fromkeys(r.runtime for r in readers if type(r).__module__ == module))}**: "
+        + " ".join((sys.modules[module].__doc__ or "").split())
+        for module in modules
+    ]
     return (
-        "# Runtimes\n\n*run*: its reading was compared with the runtime itself; for transformers 5 and MLX-LM the "
-        "tests repeat that. *read*: it was read in the runtime's source, named at the top of its file in "
-        "`ctxextend/runtimes/`.\n\n" + _table(("runtime", "versions", "known by", "reads"), rows)
+        "# Runtimes\n\nWhat is known of how each reads a rope. *by default*: required unless `--runtimes` names "
+        "others; a name with a version, such as `transformers@4.45`, asks for all ranges from that version on. *run*: "
+        "the tests compare the reading with the runtime itself. *read*: it was read in the runtime's source, and where "
+        "the text below says so, parts were run by hand. A family whose code was not read there is answered with "
+        "*unknown*, never with a guess.\n\n"
+        + _table(("runtime", "versions", "by default", "known by", "reads"), rows)
+        + "\n## Sources\n\n"
+        + "\n\n".join(sources)
+        + "\n"
     )
 
 

@@ -22,12 +22,13 @@ ROOMS = (
     ("formats",),
     ("runtimes",),
     ("comparison", "record", "kv_cache", "parameters"),
-    ("encoding",),
+    ("encoding", "gguf_encoding", "gguf_outlook"),
     ("inspection",),
     ("recipe", "changes", "faults"),
     ("solving",),
     ("plan",),
-    ("check", "repair"),
+    ("findings",),
+    ("check", "gguf_check", "repair"),
     ("checkpoint", "tensors"),
     ("apply", "documents"),
     ("pipeline",),
@@ -38,7 +39,7 @@ LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 #: The public API and ``python -m ctxextend`` stand outside: they only pass names on.
 OUTSIDE = {"__init__", "__main__"}
 
-PURE = {room for rooms in ROOMS[: ROOMS.index(("check", "repair")) + 1] for room in rooms} | {"documents"}
+PURE = {room for rooms in ROOMS[: ROOMS.index(("check", "gguf_check", "repair")) + 1] for room in rooms} | {"documents"}
 #: Of the standard library, what reads files, the clock or the environment.
 IMPURE = {
     "asyncio",

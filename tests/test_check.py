@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ctxextend.check import Check, check, meant_by, meant_by_plan
+from ctxextend.check import check, meant_by, meant_by_plan
 from ctxextend.contents import Contents, Note
 from ctxextend.families import FAMILIES
+from ctxextend.findings import Check
 from ctxextend.inspection import inspect
 from ctxextend.plan import make_plan
 from ctxextend.recipe import Recipe

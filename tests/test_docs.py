@@ -13,19 +13,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/guides/first-conversion.md")
+PAGES = ("README.md", "docs/guides/first-conversion.md", "docs/guides/check.md")
 OTHER_PAGES = ("docs/index.md", "docs/concepts.md", "docs/decisions.md", "docs/evidence.md", "CHANGELOG.md")
 
 #: Shown commands that set up or call everything else: CI runs the first two, set-up does the installing.
 SET_UP = ("make ", "pip ")
 
 
-def console_commands(page: str) -> Iterator[str]:
+def console_commands(page: str) -> Iterator[tuple[str, int]]:
+    """Each command with the exit code that the page says it ends with."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             if line.startswith("$ ") and not line[2:].startswith(SET_UP):
-                yield line[2:].partition(" #")[0]
+                command, _comment, said = line[2:].partition("  # ")
+                code = re.match(r"ends with (\d+)", said)
+                yield command, int(code[1]) if code else 0
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def workplace(tmp_path: Path) -> Path:
 def test_the_commands_of_a_page_run_in_order(page: str, workplace: Path) -> None:
     commands = list(console_commands(page))
     assert commands
-    for command in commands:
+    for command, code in commands:
         words = shlex.split(command)
         assert words[0] == "ctxextend"
         target = workplace / words.pop() if ">" in words else None
@@ -47,7 +50,7 @@ def test_the_commands_of_a_page_run_in_order(page: str, workplace: Path) -> None
         done = subprocess.run(
             [sys.executable, "-m", "ctxextend", *arguments], cwd=workplace, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.returncode == code, f"{command}\n{done.stderr}"
         if target is not None:
             target.write_text(done.stdout, encoding="utf-8")
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from ctxextend.check import Check, Finding, RuntimeReport
 from ctxextend.comparison import percent
+from ctxextend.findings import Check, Finding, RuntimeReport
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 

@@ -9,9 +9,12 @@ import msgspec
 
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
-from ctxextend.families import FAMILIES, Family
+from ctxextend.families import FAMILIES, REFUSED, WRAPPERS, Family
+from ctxextend.families.variants import VARIANTS
 from ctxextend.methods import METHODS, find_method, third_party_methods
-from ctxextend.runtimes import READERS
+from ctxextend.runtimes import DEFAULT_RUNTIMES, READERS, Reader
+from ctxextend.runtimes.gguf_base import GgufReader
+from ctxextend.runtimes.llama_cpp import GGUF_READERS
 
 
 def methods(as_json: o.JsonOpt = False) -> None:
@@ -36,7 +39,13 @@ def families(as_json: o.JsonOpt = False) -> None:
     """
     rows = [family_row(family) for family in FAMILIES.values()]
     if as_json:
-        Console(as_json=True).document({"schema": "ctxextend.families/1", "families": rows})
+        document = {
+            "schema": "ctxextend.families/1",
+            "families": rows,
+            "wrappers": dict(WRAPPERS),
+            "refused": dict(REFUSED),
+        }
+        Console(as_json=True).document(document)
         return
     shown = [
         (
@@ -49,22 +58,33 @@ def families(as_json: o.JsonOpt = False) -> None:
         for r in rows
     ]
     _draw(shown, ("family", "model types", "positions", "trained in", "refused because"))
+    _draw(wrapper_rows(), ("\nlanguage model inside", "\nmodel types around it, or around any other in text_config"))
+    refused = [(str(len(kinds.split(", "))), f"{reason}: {kinds}") for reason, kinds in refused_rows()]
+    _draw(refused, ("\nrefused", "\nbecause, and the model types"))
 
 
 def runtimes(as_json: o.JsonOpt = False) -> None:
-    """The runtimes whose reading of a config is known, and how it is known.
+    """The runtimes whose reading of a checkpoint is known, and how it is known.
 
     Example: ctxextend runtimes
     """
+    readers: tuple[Reader | GgufReader, ...] = (*READERS, *GGUF_READERS)
     rows = [
-        {"runtime": r.runtime, "versions": r.versions, "current": r.current, "evidence": r.evidence} for r in READERS
+        {
+            "runtime": reader.runtime,
+            "versions": reader.versions,
+            "current": reader.current,
+            "default": reader.current and reader.runtime in DEFAULT_RUNTIMES,
+            "evidence": reader.evidence,
+        }
+        for reader in readers
     ]
     if as_json:
         Console(as_json=True).document({"schema": "ctxextend.runtimes/1", "runtimes": rows})
         return
     _draw(
-        [(r.runtime, r.versions, r.evidence) for r in READERS],
-        ("runtime", "versions", "known because it was"),
+        [(str(r["runtime"]), str(r["versions"]), "yes" if r["default"] else "", str(r["evidence"])) for r in rows],
+        ("runtime", "versions", "by default", "known because it was"),
     )
 
 
@@ -89,6 +109,31 @@ def family_row(family: Family) -> dict[str, Any]:
         "added_by_hand": [kind for kind, origin in family.origins.items() if origin == "bolted-on"],
         "refusal": family.refusal,
     }
+
+
+def wrapper_rows() -> list[tuple[str, str]]:
+    """The language model that each wrapper's class takes by default, and the wrappers."""
+    inside: dict[str, list[str]] = {}
+    for wrapper, model_type in sorted(WRAPPERS.items()):
+        inside.setdefault(model_type, []).append(wrapper)
+    return [(model_type, ", ".join(wrappers)) for model_type, wrappers in sorted(inside.items())]
+
+
+def refused_rows() -> list[tuple[str, str]]:
+    """Why model types aren't extended, and which."""
+    reasons: dict[str, list[str]] = {}
+    for model_type, reason in sorted(REFUSED.items()):
+        reasons.setdefault(reason, []).append(model_type)
+    return [(reason, ", ".join(model_types)) for reason, model_types in reasons.items()]
+
+
+def variant_rows() -> list[tuple[str, str, str]]:
+    """The values that make another model of a family, and what is done then."""
+    rows = []
+    for variant in VARIANTS:
+        then = f"read as {variant.use}" if variant.use else f"refused: {variant.refusal}"
+        rows.append((variant.family, variant.condition, "there is no rope" if variant.without_rope else then))
+    return rows
 
 
 def _draw(rows: Sequence[tuple[str, ...]], columns: tuple[str, ...]) -> None:
