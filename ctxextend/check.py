@@ -6,7 +6,7 @@ another checkpoint says (``--against``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -60,24 +60,26 @@ def check(
     *,
     required: Iterable[str],
     against: Meant | None = None,
+    excused: Container[str] = (),
 ) -> Check:
     """What each runtime makes of ``contents``, those of ``required`` (names, ``name@version``) first of all.
 
-    ``against``: what it is held to, where that isn't its own meaning. Raises :class:`CheckpointError`
-    for a config that can't be read at all.
+    ``against``: what it is held to, where that isn't its own meaning. ``excused``: runtimes with their
+    versions that aren't required all the same. Raises :class:`CheckpointError` for a config that can't be
+    read at all.
     """
     meant = against or meant_by(contents, inspection)
     if meant is None or inspection.rope is None:
         return _without_rope(contents, inspection)
     family, config = inspection.family, contents.config
-    must = {(reader.runtime, reader.versions) for reader in readers_of(required)}
+    names = {f"{reader.runtime} {reader.versions}" for reader in readers_of(required)}
     answers = [
         judged(
             reader,
             reader.effective(config, family, length=meant.target),
             meant,
             source=contents.source,
-            required=(reader.runtime, reader.versions) in must,
+            required=(name := f"{reader.runtime} {reader.versions}") in names and name not in excused,
         )
         for reader in READERS
     ]

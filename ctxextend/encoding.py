@@ -130,6 +130,12 @@ def misreaders(
     return frozenset(verdict.name for verdict in verdicts if not verdict.agrees)
 
 
+def warnings_of(verdicts: tuple[Verdict, ...], target: int) -> tuple[PlanWarning, ...]:
+    """What is to be said of runtimes where no form was chosen: the rope stays as the checkpoint has it."""
+    everyone = frozenset(verdict.name for verdict in verdicts)
+    return tuple(_cautions(verdicts, target, everyone))
+
+
 def _verdict(
     reader: Reader,
     config: Mapping[str, Any],

@@ -86,8 +86,15 @@ def check_source(
     if opened.contents.gguf is not None:
         return check_gguf(opened.contents, required=runtimes, against=against)
     inspection = inspect_source(opened, Recipe(family=family))
-    meant = against or _own_plan(opened.contents, inspection)
-    return check(opened.contents, inspection, required=runtimes, against=meant)
+    plan = _own_plan(opened.contents, inspection)
+    names = tuple(runtimes)
+    if plan is None or against is not None:
+        return check(opened.contents, inspection, required=names, against=against)
+    said = f"the plan that it was made by ({plan.method} to {plan.target_context})"
+    # Those of which the plan said in advance that they read something else, and that nobody named.
+    excused = plan.misread if names == DEFAULT_RUNTIMES else ()
+    meant = meant_by_plan(plan, source=said)
+    return check(opened.contents, inspection, required=names, against=meant, excused=excused)
 
 
 def meaning_of(named: str) -> Meant:
@@ -128,15 +135,13 @@ def repair_source(
     return make_repair(opened.contents, inspection, runtimes=runtimes, original_context=original_context, allow=allow)
 
 
-def _own_plan(contents: Contents, inspection: Inspection) -> Meant | None:
+def _own_plan(contents: Contents, inspection: Inspection) -> Plan | None:
     """The plan of the manifest, where this is an output of ours."""
     manifest = contents.documents.get(MANIFEST)
     if manifest is None or inspection.record is None:
         return None
     plan = plan_from(manifest.value, file=MANIFEST)
-    if plan.digest != inspection.record.plan:
-        return None
-    return meant_by_plan(plan, source=f"the plan that it was made by ({plan.method} to {plan.target_context})")
+    return plan if plan.digest == inspection.record.plan else None
 
 
 def run_plan(

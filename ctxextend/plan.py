@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ctxextend.changes import Action, EditJson, actions_of, digest_of, side_edits, with_record
 from ctxextend.contents import Contents
-from ctxextend.encoding import PlanWarning
+from ctxextend.encoding import PlanWarning, Verdict, judge, warnings_of
 from ctxextend.errors import RefusedError
 from ctxextend.faults import Subject, faults
 from ctxextend.formats.hf_read import read_rope
@@ -273,6 +273,8 @@ def _plain_plan(
     trained = inspection.trained_context
     digest = digest_of(inspection, edits, method=method, trained=trained, target=target)
     final = with_record(contents, inspection, edits, digest, method=method, target=target) if edits else {}
+    length = max(target, trained) if edits else trained
+    verdicts = _kept(contents, inspection, recipe, final, length)
     return Plan(
         version=VERSION,
         digest=digest,
@@ -287,11 +289,26 @@ def _plain_plan(
         target_context=target,
         reasons=reasons,
         runtimes=recipe.runtimes,
+        misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
         groups=tuple(_planned(group, None, target) for group in inspection.groups),
         actions=actions_of(contents, final),
-        warnings=warnings,
+        warnings=(*warnings, *warnings_of(verdicts, length)),
         out=default_name(contents.name, method, target),
     )
+
+
+def _kept(
+    contents: Contents,
+    inspection: Inspection,
+    recipe: Recipe,
+    final: Mapping[str, tuple[Edit, ...]],
+    length: int,
+) -> tuple[Verdict, ...]:
+    """What each runtime makes of ropes that stay as they are, served at ``length`` tokens."""
+    config = apply_edits(contents.config, final.get("config.json", ()))
+    ropes = (group for group in inspection.groups if group.spec is not None)
+    tables = {g.label: table(g.spec, g.scaling, length=length) for g in ropes if g.spec is not None}
+    return judge(config, inspection.family, tables, target=length, required=recipe.runtimes)
 
 
 def edits_of(plan: Plan) -> dict[str, tuple[Edit, ...]]:

@@ -278,3 +278,29 @@ def test_a_plan_warns_of_what_no_form_mends(
     assert code in [warning.code for warning in plan.warnings]
     calm = planned(config(max_position_embeddings=4096), Recipe(method="yarn", factor=4.0))
     assert code not in [warning.code for warning in calm.warnings]
+
+
+def test_a_plan_that_scales_nothing_says_who_reads_the_source_otherwise() -> None:
+    """Llama 4's ropes see chunks only, so none is scaled; MLX-LM fails on its config without a rope_scaling."""
+    source = family_config(FAMILIES["llama4"])
+    assert "rope_scaling" not in source
+    plan = planned(source, Recipe(method="yarn", factor=4.0))
+    assert plan.method == "none"
+    assert plan.misread == ("mlx-lm >=0.32",)
+    assert any("mlx-lm" in warning.message for warning in plan.warnings if warning.code == "unreadable")
+    newer = newer_only(llama(rope_scaling=LLAMA3))
+    within = planned(newer, Recipe(method="auto", target=T), base="trained")
+    assert within.misread == ("transformers 4.56-4.57", "mlx-lm >=0.32")
+
+
+def test_who_was_excused_in_the_plan_is_not_required_of_its_result() -> None:
+    """MLX-LM has no truncate, so it reads gpt-oss otherwise than it was trained: announced, and nobody named it."""
+    source = family_config(FAMILIES["gpt_oss"], max_position_embeddings=131072)
+    plan = planned(source, Recipe(method="yarn", factor=2.0))
+    assert plan.misread == ("mlx-lm >=0.32",)
+    output = contents(converted(source, plan))
+    meant = meant_by_plan(plan, "the plan")
+    held = check(output, inspect(output), required=DEFAULT_RUNTIMES, against=meant)
+    assert not held.ok
+    excused = check(output, inspect(output), required=DEFAULT_RUNTIMES, against=meant, excused=plan.misread)
+    assert excused.ok
