@@ -215,7 +215,8 @@ def _by_form(candidate: Encoding, scalings: Mapping[str, Scaling]) -> Iterator[P
             code="older-transformers",
             message="transformers before 4.51 takes the raised length for the original one in yarn: its "
             "frequencies would be off by up to 124 %",
-            hint="ask for transformers 4.56 or later beside the checkpoint",
+            hint="ask for transformers 4.56 or later beside the checkpoint; --runtimes transformers@4.43 looks for a "
+            "form that older ones read as well",
         )
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ctxextend.contents import Contents, Note
 from ctxextend.formats.hf_read import HfRope, RopeGroup
-from ctxextend.formats.rope_keys import LENGTH_SYNONYMS
+from ctxextend.formats.rope_keys import LENGTH_SYNONYMS, dead_keys
 from ctxextend.inspection import Inspection
 from ctxextend.scaling import Dynamic, LongRope, Yarn
 
@@ -175,6 +175,20 @@ def _two_spellings(subject: Subject) -> Iterator[Fault]:
         )
 
 
+def _dead_keys(subject: Subject) -> Iterator[Fault]:
+    group = subject.scaled
+    dead = () if group is None else dead_keys(group.settings)
+    if dead:
+        said = "; ".join(f"{key}: {what}" for key, what in dead)
+        yield Fault(
+            code="dead-keys",
+            message=f"keys of older code that transformers passes over: {said}",
+            fix="leave them away",
+            level="info",
+            troubles=("vllm", "sglang"),
+        )
+
+
 def _sections(subject: Subject) -> Iterator[Fault]:
     group = subject.scaled
     if group is None or not isinstance(group.scaling, Yarn) or "mrope_section" not in group.settings:
@@ -277,6 +291,7 @@ _RULES: Final[tuple[Callable[[Subject], Iterator[Fault]], ...]] = (
     _dynamic,
     _two_lists,
     _sections,
+    _dead_keys,
     _two_spellings,
     _short_synonyms,
     _side_limits,

@@ -110,6 +110,14 @@ def _faults(gguf: Gguf, rope: GgufRope) -> Iterator[Fault]:
             fix=f"take {name}.{FACTOR} out, unless both are meant",
             troubles=_BOTH,
         )
+    if group is not None:
+        # transformers 5.23 integrations/ggml.py maps the base alone; vLLM 0.33 has no reader of rope_freqs.
+        yield Fault(
+            code="lost-elsewhere",
+            message="transformers and vLLM take a GGUF file's base alone: with them this scaling is lost",
+            fix="serve the safetensors checkpoint there",
+            level="info",
+        )
     scaling = group.scaling if group is not None else None
     if isinstance(scaling, Yarn) and rope.original_context_length is not None:
         reached = reach_of(scaling)

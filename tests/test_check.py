@@ -128,6 +128,12 @@ TRAPS: dict[str, tuple[dict[str, Any], str, str]] = {
         "longrope-switches",
         "warning",
     ),
+    "keys of YaRN's first code": (
+        qwen3(rope_scaling={**YARN, "attn_factor": 1.0, "extrapolation_factor": 1.0}),
+        "dead-keys",
+        "info",
+    ),
+    "a multiplier of the temperature": (qwen3(rope_scaling={**YARN, "attn_factor": 0.5}), "dead-keys", "error"),
     "two spellings": (qwen3(rope_scaling={**YARN, "type": "yarn"}), "two-spellings", "info"),
     "a stale synonym": (qwen3(rope_scaling=YARN, max_sequence_length=L), "length-below", "error"),
     "sections of positions": (
@@ -304,3 +310,22 @@ def test_who_was_excused_in_the_plan_is_not_required_of_its_result() -> None:
     assert not held.ok
     excused = check(output, inspect(output), required=DEFAULT_RUNTIMES, against=meant, excused=plan.misread)
     assert excused.ok
+
+
+def test_one_form_for_nearly_everyone() -> None:
+    """Longrope's equal lists, with the original length where TGI and ExLlamaV2 look for it too."""
+    names = ("transformers@4.43", "vllm@0.11", "sglang", "mlx-lm", "exllamav3", "exllamav2", "tgi", "tensorrt-llm")
+    source = llama() | {"max_position_embeddings": L}
+    plan = planned(source, Recipe(method="yarn", target=T, runtimes=names))
+    after = plan.groups[0].after
+    assert after is not None
+    assert after.encoding == "longrope carrier, original length at the top level"
+    assert plan.misread == ()
+    assert next(w.message for w in plan.warnings if w.code == "length-below").startswith("vllm")
+    edited = converted(source, plan)
+    # sqrt(ln 131072 / ln 8857) = 0.1 ln 4 + 1, to the carrier's 1e-4.
+    assert edited["original_max_position_embeddings"] == round(131072 ** (1 / 1.1386294361119891**2))
+    output = contents(edited)
+    found = check(output, inspect(output), required=names, against=meant_by_plan(plan, "the plan"))
+    assert found.ok
+    assert len([report for report in found.runtimes if report.required and report.ok]) >= 12

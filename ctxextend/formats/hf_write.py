@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, assert_never
 
+import msgspec
 from msgspec import UNSET, Struct
 
 from ctxextend.families import Family
@@ -276,7 +277,7 @@ def _carriers(spec: RopeSpec, scaling: Scaling, *, target: int, phi3: bool) -> I
         "factor": length / original,
         "attention_factor": goal.attention_factor,
     }
-    yield Written(
+    carrier = Written(
         name="longrope carrier",
         settings=settings,
         rope_theta=spec.rope_theta,
@@ -284,6 +285,11 @@ def _carriers(spec: RopeSpec, scaling: Scaling, *, target: int, phi3: bool) -> I
         # vLLM takes a top-level original length for its default maximum.
         top_level_original=original if original == length else None,
     )
+    yield carrier
+    if carrier.top_level_original is None:
+        # TGI and ExLlamaV2 look for it there alone; vLLM's users must then say the length themselves.
+        name = "longrope carrier, original length at the top level"
+        yield msgspec.structs.replace(carrier, name=name, top_level_original=original)
 
 
 def _whole_head(spec: RopeSpec, factors: Sequence[float]) -> list[float]:

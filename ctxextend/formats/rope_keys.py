@@ -103,6 +103,11 @@ def type_of(settings: Mapping[str, Any]) -> str:
     return ALIASES.get(str(spelled), str(spelled))
 
 
+def dead_keys(settings: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The keys that current transformers doesn't read in any type, each with what it was or who reads it."""
+    return tuple((key, _DEAD[key]) for key in settings if key in _DEAD)
+
+
 def explain(settings: Mapping[str, Any]) -> tuple[Note, ...]:
     """One note for each key: what it does, or that nothing reads it."""
     rope_type = type_of(settings)

@@ -226,6 +226,19 @@ def test_ropes_that_see_a_window_only_are_left_alone(name: str, label: str, tmp_
     assert list(ropes(built(converted(config, plan), tmp_path))) == before
 
 
+def test_the_carrier_with_its_original_length_at_the_top_level(tmp_path: Path) -> None:
+    """The form that TGI and ExLlamaV2 ask for: transformers 5 lets the top level's length win, and it is the same."""
+    config = source_of(FAMILIES["llama"])
+    recipe = Recipe(method="yarn", target=8 * 4096, runtimes=("transformers@4.43", "exllamav2"))
+    plan = planned(config, recipe)
+    edited = converted(config, plan)
+    assert edited["original_max_position_embeddings"] == edited["rope_scaling"]["original_max_position_embeddings"]
+    after = plan.groups[0].after
+    assert after is not None
+    ((_label, frequencies, attention),) = ropes(built(edited, tmp_path))
+    same(after.table, frequencies, attention)
+
+
 def test_a_class_that_fails_without_head_dim_is_given_it(tmp_path: Path) -> None:
     config = source_of(FAMILIES["mixtral"])
     assert "head_dim" not in config
