@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -67,7 +68,7 @@ class Verified(Struct, frozen=True, kw_only=True):
     agrees: bool
     reason: str | None
     max_context: int | None
-    inv_freq_error: float
+    inv_freq_error: float | None
     serve: str | None = None
 
 
@@ -225,7 +226,7 @@ def _verified(verdict: Verdict, target: int) -> Verified:
         agrees=verdict.agrees,
         reason=verdict.reason,
         max_context=reading.max_context,
-        inv_freq_error=verdict.comparison.frequency_error,
+        inv_freq_error=error if math.isfinite(error := verdict.comparison.frequency_error) else None,
         serve=None if lost else reader.serve(".", reading, length=target),
     )
 

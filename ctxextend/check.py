@@ -6,17 +6,22 @@ another checkpoint says (``--against``).
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
 from ctxextend.contents import Contents
+from ctxextend.errors import RefusedError
+from ctxextend.families import Family
 from ctxextend.faults import Subject, faults, length_meant
 from ctxextend.findings import Advice, Check, Finding, Judged, Meant, assembled, judged
-from ctxextend.formats.hf_read import HfRope, read_rope
+from ctxextend.formats.hf_read import HfRope, lost_theta, read_rope
+from ctxextend.formats.json_edit import apply_edits
 from ctxextend.gguf_outlook import outlook
 from ctxextend.inspection import Inspection
 from ctxextend.plan import Plan
+from ctxextend.rope import RopeTable
 from ctxextend.runtimes import READERS, Reading, readers_of
 from ctxextend.runtimes.llama_cpp import LlamaCpp
 from ctxextend.runtimes.transformers import Transformers5
@@ -24,23 +29,36 @@ from ctxextend.scaling import Dynamic, Linear, table
 
 
 def meant_by(contents: Contents, inspection: Inspection) -> Meant | None:
-    """What a checkpoint's own config means: as current transformers reads it. None for a model without a rope."""
+    """What a checkpoint's own config means: as current transformers reads it. None for a model without a rope.
+
+    A base that a scaling added by hand hides is part of the meaning, though transformers loses it.
+    """
     if inspection.rope is None:
         return None
     family = inspection.family
-    rope = read_rope(contents.config, family)
+    lost = lost_theta(contents.config, family)
+    config = apply_edits(contents.config, () if lost is None else (lost,))
+    rope = read_rope(config, family)
     target = length_meant(inspection, rope)
-    reading = Transformers5().effective(contents.config, family, length=target)
-    groups = (group for group in rope.groups if group.spec is not None)
-    tables = reading.tables or {g.label: table(g.spec, g.scaling, length=target) for g in groups if g.spec}
+    tables = tables_meant(config, family, rope, target)
+    if not tables:
+        return None
+    problem = Transformers5().effective(config, family, length=target).problem
     return Meant(
         tables=tables,
         target=target,
         source="what current transformers reads"
-        if reading.problem is None
-        else f"what the settings mean, since transformers can't say: {reading.problem}",
-        dynamic=_is_dynamic(rope),
+        if problem is None
+        else f"what the settings say, since transformers can't: {problem}",
+        dynamic=is_dynamic(rope),
     )
+
+
+def tables_meant(config: Mapping[str, Any], family: Family, rope: HfRope, target: int) -> dict[str, RopeTable]:
+    """What current transformers reads, which is what a config means; what it says, where that fails."""
+    reading = Transformers5().effective(config, family, length=target)
+    own = {g.label: table(g.spec, g.scaling, length=target) for g in rope.groups if g.spec is not None}
+    return dict(reading.tables or own)
 
 
 def meant_by_plan(plan: Plan, source: str) -> Meant:
@@ -68,10 +86,21 @@ def check(
     versions that aren't required all the same. Raises :class:`CheckpointError` for a config that can't be
     read at all.
     """
-    meant = against or meant_by(contents, inspection)
-    if meant is None or inspection.rope is None:
+    own = meant_by(contents, inspection)
+    if own is None:
+        if against is not None:
+            raise RefusedError(
+                "this model has no rope to hold to another's",
+                code="no-rope",
+                file="config.json",
+                key="model_type",
+                found=str(inspection.model_type),
+                hint="leave --against away",
+            )
         return _without_rope(contents, inspection)
+    meant = against or own
     family, config = inspection.family, contents.config
+    required = tuple(required)
     names = {f"{reader.runtime} {reader.versions}" for reader in readers_of(required)}
     answers = [
         judged(
@@ -84,7 +113,8 @@ def check(
         for reader in READERS
     ]
     rope = read_rope(config, family)
-    answers.append(_exported(inspection, rope, meant))
+    # llama.cpp reads no folder: what it makes of an export counts only where nothing else was named.
+    answers.append(_exported(inspection, rope, meant, required=not names))
     subject = Subject(contents=contents, inspection=inspection, rope=rope, target=meant.target)
     advice = Advice(
         length=f"raise max_position_embeddings to {meant.target}",
@@ -97,12 +127,12 @@ def check(
     return assembled(contents.source, meant, answers, faults(subject), advice)
 
 
-def _exported(inspection: Inspection, rope: HfRope, meant: Meant) -> Judged:
-    """What llama.cpp would make of an export: for information, since it reads no folder."""
+def _exported(inspection: Inspection, rope: HfRope, meant: Meant, *, required: bool) -> Judged:
+    """What llama.cpp would make of an export."""
     found = outlook(inspection.family.name, rope, meant.tables, target=meant.target)
     how = ("nothing: a GGUF file",) if found.form is None else (f"a GGUF export, which would hold it as {found.form}",)
     reading: Reading = msgspec.structs.replace(found.reading, how=(*how, *found.reading.how))
-    answer = judged(LlamaCpp(), reading, meant, source="EXPORT.gguf", required=False)
+    answer = judged(LlamaCpp(), reading, meant, source="EXPORT.gguf", required=required)
     return msgspec.structs.replace(answer, report=msgspec.structs.replace(answer.report, serve=None))
 
 
@@ -115,12 +145,13 @@ def _without_rope(contents: Contents, inspection: Inspection) -> Check:
     return Check(
         ok=True,
         source=contents.source,
-        against=f"its positions are {inspection.position}",
+        against="nothing: it has no rope",
         target_context=inspection.current_context,
         runtimes=(),
         findings=findings,
     )
 
 
-def _is_dynamic(rope: HfRope) -> bool:
+def is_dynamic(rope: HfRope) -> bool:
+    """Whether a base of it follows the length."""
     return any(isinstance(group.scaling, Dynamic) for group in rope.groups)

@@ -54,6 +54,8 @@ class GroupDifference(Struct, frozen=True, kw_only=True):
         found, goal = self.found, self.goal
         match self.differs:
             case "frequencies":
+                if not math.isfinite(self.frequency_error):
+                    return "its table has other pairs"
                 return f"its frequencies are off by {percent(self.frequency_error)} at most"
             case "attention factor" if found is not None:
                 return f"its attention factor is {found.attention_factor:.5g} instead of {goal.attention_factor:.5g}"
@@ -81,8 +83,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     def cost(self) -> str:
         """What the difference comes to, in numbers; empty for a reading without tables."""
         told = [
-            f"{group.label}: frequencies off by {percent(group.frequency_error)} at most, attention factor "
-            f"{group.found.attention_factor:.5g} instead of {group.goal.attention_factor:.5g}"
+            f"{group.label}: {_cost(group.found, group.goal, group.frequency_error)}"
             for group in self.groups
             if group.found is not None and group.reason is not None
         ]
@@ -101,12 +102,27 @@ def compare(reading: Reading, meant: Mapping[str, RopeTable], *, target: int, dy
         return Comparison(reason=reading.problem, kind="fails")
     groups = tuple(_group(label, goal, reading.tables.get(label)) for label, goal in meant.items())
     reason = next((group.reason for group in groups if group.reason is not None), None)
+    further = [label for label in reading.tables if label not in meant]
+    if reason is None and further:
+        reason = f"it has layers {further[0]} with a rope of their own, which aren't meant"
     if reason is None and dynamic and any(g.found and g.goal.switches and not g.found.switches for g in groups):
         reason = "its base doesn't follow the length as transformers' does"
     if reason is not None:
         return Comparison(reason=reason, kind="reads-otherwise", groups=groups)
-    reason = _too_short(reading, meant, target=target, dynamic=dynamic)
-    return Comparison(reason=reason, kind=None if reason is None else "length-below", groups=groups)
+    longest = reading.max_context
+    if longest is None or longest >= target or reading.liftable:
+        return Comparison(reason=None, groups=groups)
+    return Comparison(reason=f"it would serve {longest} tokens only", kind="length-below", groups=groups)
+
+
+def _cost(found: RopeTable, goal: RopeTable, error: float) -> str:
+    """Both sides of a difference; what is equal is left away."""
+    parts = [f"frequencies off by {percent(error)} at most"] if error > TOLERANCE else []
+    for name in ("attention", "softmax"):
+        ours, theirs = getattr(found, f"{name}_factor"), getattr(goal, f"{name}_factor")
+        if abs(ours / theirs - 1.0) > CARRIER_TOLERANCE:
+            parts.append(f"{name} factor {ours:.5g} instead of {theirs:.5g}")
+    return ", ".join(parts)
 
 
 def percent(error: float) -> str:
@@ -117,12 +133,3 @@ def percent(error: float) -> str:
 def _group(label: str, goal: RopeTable, found: RopeTable | None) -> GroupDifference:
     error = 0.0 if found is None else found.error_against(goal)
     return GroupDifference(label=label, goal=goal, found=found, frequency_error=error)
-
-
-def _too_short(reading: Reading, meant: Mapping[str, RopeTable], *, target: int, dynamic: bool) -> str | None:
-    """That it would serve less than the target, unless that is how its length-dependent table works."""
-    switching = any(goal.switches for goal in meant.values()) and not dynamic
-    longest = reading.max_context
-    if longest is None or longest >= target or switching or reading.liftable:
-        return None
-    return f"it would serve {longest} tokens only"

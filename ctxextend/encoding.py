@@ -85,14 +85,21 @@ def choose_encoding(
     planned = {**(kept or {}), **scaled}
     dynamic = any(isinstance(s, Dynamic) for s in scalings.values())
     tried: list[tuple[Encoding, tuple[Verdict, ...]]] = []
+    unknown: tuple[Encoding, dict[str, Any], tuple[Verdict, ...]] | None = None
     rope = read_rope(config, family)
     for candidate in encodings(config, family, rope, specs, scalings, target=target, carriers=carriers):
         edited = apply_edits(dict(config), candidate.edits)
         goal = static_tables(planned) if candidate.name == "theta" else planned
         verdicts = judge(edited, family, goal, target=target, required=required, dynamic=dynamic)
         if all(verdict.agrees or verdict.name in excused for verdict in verdicts):
-            return _chosen(candidate, edited, family, verdicts, scalings, target, excused)
+            if all(verdict.reading.unknown is None for verdict in verdicts):
+                return _chosen(candidate, edited, family, verdicts, scalings, target, excused)
+            # Nothing is known against it; a form of which more is known is better.
+            unknown = unknown or (candidate, edited, verdicts)
         tried.append((candidate, verdicts))
+    if unknown is not None:
+        candidate, edited, verdicts = unknown
+        return _chosen(candidate, edited, family, verdicts, scalings, target, excused)
     if not tried:
         raise _no_form(method, family, carriers)
     best, verdicts = max(tried, key=lambda pair: _nearness(pair[1]))
@@ -209,14 +216,20 @@ def _length_flag(runtime: str, target: int) -> str:
 
 
 def _by_form(candidate: Encoding, scalings: Mapping[str, Scaling]) -> Iterator[PlanWarning]:
-    first = next(iter(scalings.values()))
-    if isinstance(first, Yarn) and candidate.name.startswith("native"):
+    if any(isinstance(s, Yarn) for s in scalings.values()) and candidate.name.startswith("native"):
         yield PlanWarning(
             code="older-transformers",
             message="transformers before 4.51 takes the raised length for the original one in yarn: its "
             "frequencies would be off by up to 124 %",
             hint="ask for transformers 4.56 or later beside the checkpoint; --runtimes transformers@4.43 looks for a "
             "form that older ones read as well",
+        )
+    if any(isinstance(s, Dynamic) for s in scalings.values()) and candidate.name == "theta":
+        yield PlanWarning(
+            code="dynamic-made-static",
+            message="the runtimes named don't compute dynamic NTK alike; its static equal at the target is "
+            "written as a larger rope_theta, which also holds for short inputs",
+            hint="--runtimes transformers,mlx-lm keeps it dynamic",
         )
 
 

@@ -23,6 +23,9 @@ Level = Literal["error", "warning", "info"]
 
 ORIGINAL: Final = "original_max_position_embeddings"
 
+#: Those that vLLM, SGLang or ExLlamaV2 read.
+_READ_SYNONYMS: Final = tuple(key for key in LENGTH_SYNONYMS if key != "n_ctx")
+
 #: Above this a tokenizer's model_max_length stands for "no limit".
 _NO_LIMIT: Final = 10**18
 
@@ -61,15 +64,17 @@ def length_meant(inspection: Inspection, rope: HfRope) -> int:
     """The length in tokens that a config means: what it states, or what its scaling reaches where nobody raised that.
 
     A yarn over 32768 by 4 beside a stated length that is still the trained one (or the 40960 that Qwen3
-    states for 32768) means 131072.
+    states for 32768) means 131072; a linear factor of 4 beside 4096, and 16384 under another name, 16384.
     """
     stated = inspection.current_context
     group = next((group for group in rope.groups if group.scaling is not None), None)
-    if group is None or not isinstance(group.scaling, Yarn):
+    if group is None or isinstance(group.scaling, Dynamic):
         return stated
-    original = group.scaling.original_max_position_embeddings
-    trained = inspection.family.overstated.get(stated, stated)
-    return reach_of(group.scaling) if trained <= original and not _missing_original(rope) else stated
+    if isinstance(group.scaling, Yarn):
+        original = group.scaling.original_max_position_embeddings
+        trained = inspection.family.overstated.get(stated, stated)
+        return reach_of(group.scaling) if trained <= original and not _missing_original(rope) else stated
+    return max(stated, inspection.trained_context) if inspection.record is None else stated
 
 
 def reach_of(scaling: Yarn) -> int:
@@ -197,14 +202,13 @@ def _sections(subject: Subject) -> Iterator[Fault]:
         code="mrope-ramp",
         message="yarn beside sections of positions (mrope_section): vLLM places the ramp of Qwen2-VL and Qwen2.5-VL "
         "over four times the original length",
-        fix="--method ntk changes rope_theta alone, which all read alike",
-        level="info",
+        fix="convert with --method ntk: it changes rope_theta alone, which all read alike",
         troubles=("vllm",),
     )
 
 
 def _short_synonyms(subject: Subject) -> Iterator[Fault]:
-    for key in LENGTH_SYNONYMS:
+    for key in _READ_SYNONYMS:
         value = subject.rope.text.get(key)
         if type(value) is int and 0 < value < subject.target:
             yield Fault(
@@ -212,7 +216,6 @@ def _short_synonyms(subject: Subject) -> Iterator[Fault]:
                 message=f"{key} still says {value}: vLLM takes the smallest of the stated lengths, SGLang and "
                 "ExLlamaV2 the first that they find",
                 fix=f"set {key} to {subject.target}",
-                level="info",
                 troubles=("vllm", "sglang", "exllamav2"),
             )
 
@@ -255,11 +258,18 @@ _FROM_NOTES: Final[Mapping[str, tuple[tuple[str, ...], Level, str]]] = MappingPr
         "original-length-missing": (
             (),
             "error",
-            f"write {ORIGINAL}; 'convert --original-context N' does it when N is known",
+            f"write {ORIGINAL}; 'check --fix --original-context N' does it when N is known",
         ),
         "integer-factor": (("vllm", "sglang"), "warning", "write the factor as a float, such as 4.0"),
-        "flat-beside-nested": ((), "warning", "write the settings where the language model reads them"),
-        "flat-for-nested": (("transformers", "vllm", "sglang"), "warning", "write one dictionary a layer type"),
+        "theta-lost": (
+            ("transformers", "vllm", "sglang"),
+            "error",
+            "write rope_theta at the top level, and the same scaling into both dictionaries; --fix does",
+        ),
+        "ignored-scaling": ((), "error", "write it into the dictionaries of rope_parameters; convert does"),
+        "original-length-unknown": ((), "warning", "say which with --original-context when it is converted"),
+        "flat-beside-nested": ((), "error", "write the settings where the language model reads them; convert does"),
+        "flat-for-nested": ((), "error", "write one dictionary a layer type; convert does"),
         "nested-for-flat": (("transformers", "vllm", "sglang"), "warning", "write one dictionary for all layers"),
         "stray-partial-rotary": (("transformers", "vllm"), "warning", "leave partial_rotary_factor away"),
         "float-length": (("transformers", "vllm"), "warning", "write the length as a whole number"),
@@ -274,8 +284,8 @@ _FROM_NOTES: Final[Mapping[str, tuple[tuple[str, ...], Level, str]]] = MappingPr
 def _noted(subject: Subject) -> Iterator[Fault]:
     """What reading the files noted by the way."""
     # The inspection's other notes are of the base, before an earlier conversion.
-    buffers = (note for note in subject.inspection.notes if note.code == "rotary-buffers")
-    notes: tuple[Note, ...] = (*subject.rope.notes, *subject.contents.notes, *buffers)
+    own = (note for note in subject.inspection.notes if note.code in ("rotary-buffers", "original-length-unknown"))
+    notes: tuple[Note, ...] = (*subject.rope.notes, *subject.contents.notes, *own)
     for note in notes:
         known = _FROM_NOTES.get(note.code)
         if known is not None:

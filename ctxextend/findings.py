@@ -5,6 +5,7 @@ The same for a config.json and a GGUF file. Pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -47,13 +48,16 @@ class Meant(Struct, frozen=True, kw_only=True):
 
 
 class GroupReport(Struct, frozen=True, kw_only=True):
-    """What a runtime uses for one group of layers; ``inv_freq_error``: the largest |a - b| / b against the meaning."""
+    """What a runtime uses for one group of layers; ``inv_freq_error``: the largest |a - b| / b against the meaning.
+
+    None where the two have nothing to compare: another number of pairs, or a pair that should stand still.
+    """
 
     label: str
     attention_factor: float
     softmax_factor: float
     inv_freq: tuple[float, ...]
-    inv_freq_error: float
+    inv_freq_error: float | None
 
 
 class RuntimeReport(Struct, frozen=True, kw_only=True):
@@ -124,7 +128,7 @@ class Advice(Struct, frozen=True, kw_only=True):
 def judged(runtime: Runtime, reading: Reading, meant: Meant, *, source: str, required: bool) -> Judged:
     """A reading, compared and reported. ``source`` is what its serve command names."""
     comparison = compare(reading, meant.tables, target=meant.target, dynamic=meant.dynamic)
-    errors = {group.label: group.frequency_error for group in comparison.groups}
+    errors = {g.label: g.frequency_error for g in comparison.groups if math.isfinite(g.frequency_error)}
     lost = reading.absent or reading.problem is not None
     report = RuntimeReport(
         runtime=runtime.runtime,
@@ -139,7 +143,7 @@ def judged(runtime: Runtime, reading: Reading, meant: Meant, *, source: str, req
                 attention_factor=found.attention_factor,
                 softmax_factor=found.softmax_factor,
                 inv_freq=found.inv_freq,
-                inv_freq_error=errors.get(label, 0.0),
+                inv_freq_error=errors.get(label),
             )
             for label, found in reading.tables.items()
         ),
@@ -157,6 +161,7 @@ def assembled(source: str, meant: Meant, answers: Sequence[Judged], found: Itera
     reports = tuple(answer.report for answer in answers)
     findings = [_finding(fault, reports) for fault in found]
     findings += _unread_temperature(answers, advice)
+    findings += _nobody(answers)
     findings += _merged(finding for answer in answers for finding in _about(answer, meant, advice))
     findings.sort(key=lambda finding: _ORDER[finding.severity])
     return Check(
@@ -169,12 +174,28 @@ def assembled(source: str, meant: Meant, answers: Sequence[Judged], found: Itera
     )
 
 
+def _nobody(answers: Iterable[Judged]) -> Iterator[Finding]:
+    """An error where nothing that is required is known to read the checkpoint: then nothing was checked."""
+    required = [answer for answer in answers if answer.report.required]
+    if any(not answer.report.absent and answer.report.unknown is None for answer in required):
+        return
+    yield Finding(
+        code="nobody-reads",
+        severity="error",
+        runtime=None,
+        runtimes=tuple(answer.name for answer in required),
+        message="of the runtimes named, none is known to read a checkpoint of this kind, so nothing was checked",
+        fix="name others with --runtimes; 'ctxextend runtimes' lists them",
+    )
+
+
 def _finding(fault: Fault, reports: Iterable[RuntimeReport]) -> Finding:
     """A fault with its severity: an error where a runtime that it troubles is required and reads something else."""
     hit = any(report.required and not report.ok and _troubled(fault, report) for report in reports)
     return Finding(
         code=fault.code,
-        severity="error" if hit else fault.level,
+        # What is only worth knowing is never to blame.
+        severity="error" if hit and fault.level != "info" else fault.level,
         runtime=fault.troubles[0] if len(fault.troubles) == 1 else None,
         runtimes=fault.troubles,
         message=fault.message,
@@ -261,4 +282,5 @@ def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _by_temperature_alone(comparison: Comparison) -> bool:
-    return {group.differs for group in comparison.groups} <= {None, "attention factor"}
+    differs = {group.differs for group in comparison.groups}
+    return "attention factor" in differs and differs <= {None, "attention factor"}

@@ -15,7 +15,7 @@ from ctxextend.contents import Contents, Note, Storage
 from ctxextend.errors import RefusedError
 from ctxextend.families import Family, Form, Origin, Position, find_family
 from ctxextend.formats.hf_layers import whole_number
-from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope, text_config
+from ctxextend.formats.hf_read import HfRope, RopeGroup, lost_theta, read_rope, text_config
 from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.formats.rope_keys import LENGTH_SYNONYMS, explain, type_of
 from ctxextend.kv_cache import KvCache, kv_cache
@@ -112,14 +112,17 @@ def inspect(
     position: Position = "alibi" if row.alibi_key and config.get(row.alibi_key) is True else row.position
     if position != "rope" or row.refusal is not None:
         return _without_rope(contents, config, row, position)
-    current = read_rope(contents.config, row)
+    # A base that a scaling added by hand hides is brought back: it is what the weights know.
+    config, standing = (_with_base(c, row) for c in (config, contents.config))
+    current = read_rope(standing, row)
     rope = current if record is None else read_rope(config, row)
     if sliding_window != "keep":
         refuse_designed_windows(rope, row)
         off = window_edits(row, rope, None) if sliding_window == "off" else ()
-        current, rope = (without_windows(apply_edits(dict(c), off), row) for c in (contents.config, config))
+        current, rope = (without_windows(apply_edits(dict(c), off), row) for c in (standing, config))
     _path, text = text_config(config, row)
-    notes = [*contents.notes, *rope.notes, *_explained(current)]
+    hidden = [note for note in read_rope(contents.config, row).notes if note.code == "theta-lost"]
+    notes = [*contents.notes, *hidden, *rope.notes, *_explained(current)]
     origins = {group.label: _origin(group, row, base) for group in rope.groups}
     trained, found = _trained(rope, row, record, origins=origins, override=original_context)
     notes += found
@@ -148,6 +151,11 @@ def inspect(
         config=config,
         rope=rope,
     )
+
+
+def _with_base(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    lost = lost_theta(config, family)
+    return dict(config) if lost is None else apply_edits(dict(config), (lost,))
 
 
 def window_edits(family: Family, rope: HfRope, window: int | None) -> tuple[Edit, ...]:

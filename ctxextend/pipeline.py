@@ -78,26 +78,32 @@ def plan_source(opened: Opened, recipe: Recipe) -> Plan:
 def check_source(
     opened: Opened,
     *,
-    runtimes: Iterable[str] = DEFAULT_RUNTIMES,
+    runtimes: Iterable[str] | None = None,
     against: Meant | None = None,
     family: str | None = None,
 ) -> Check:
-    """What each runtime will make of the checkpoint. One of our own is held to the plan in its manifest."""
+    """What each runtime will make of the checkpoint.
+
+    One of our own is held to the plan in its manifest, and, where ``runtimes`` names none, for the runtimes
+    of that plan, but those of which it said that they read something else.
+    """
     if opened.contents.gguf is not None:
-        return check_gguf(opened.contents, required=runtimes, against=against)
+        return check_gguf(opened.contents, required=runtimes or DEFAULT_RUNTIMES, against=against)
     inspection = inspect_source(opened, Recipe(family=family))
     plan = _own_plan(opened.contents, inspection)
-    names = tuple(runtimes)
     if plan is None or against is not None:
-        return check(opened.contents, inspection, required=names, against=against)
+        return check(opened.contents, inspection, required=runtimes or DEFAULT_RUNTIMES, against=against)
     said = f"the plan that it was made by ({plan.method} to {plan.target_context})"
-    # Those of which the plan said in advance that they read something else, and that nobody named.
-    excused = plan.misread if names == DEFAULT_RUNTIMES else ()
-    meant = meant_by_plan(plan, source=said)
-    return check(opened.contents, inspection, required=names, against=meant, excused=excused)
+    return check(
+        opened.contents,
+        inspection,
+        required=runtimes or plan.runtimes,
+        against=meant_by_plan(plan, source=said),
+        excused=() if runtimes else plan.misread,
+    )
 
 
-def meaning_of(named: str) -> Meant:
+def meaning_of(named: str, *, token: str | None = None, cache_dir: Path | None = None) -> Meant:
     """What ``--against`` names: a plan (or manifest) in a JSON file, or another checkpoint.
 
     Raises :class:`RefusedError` for a checkpoint without a rope.
@@ -105,7 +111,7 @@ def meaning_of(named: str) -> Meant:
     path = Path(named).expanduser()
     if path.is_file() and path.suffix == ".json":
         return meant_by_plan(plan_from(read_json(path), file=named), source=f"the plan in {named}")
-    opened = open_source(named)
+    opened = open_source(checkpoint.resolve(named, token=token, cache_dir=cache_dir))
     if opened.contents.gguf is not None:
         gguf = meant_by_gguf(opened.contents)
         return msgspec.structs.replace(gguf, source=f"{gguf.source} ({named})")

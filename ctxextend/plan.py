@@ -27,7 +27,7 @@ from ctxextend.methods.auto import TRAINING_FREE_WARNING_ABOVE
 from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.record import path_of
 from ctxextend.rope import RopeTable
-from ctxextend.scaling import Dynamic, Scaling, table
+from ctxextend.scaling import Scaling, table
 from ctxextend.solving import Solution, solve, wanted_bases
 from ctxextend.version import VERSION
 
@@ -180,7 +180,7 @@ def _assemble(
     final = with_record(contents, inspection, edits, digest, method=solution.method, target=target)
     warnings = (
         *solution.chosen.warnings,
-        *_warnings(inspection, solution, target=target, fine_tune=recipe.fine_tune),
+        *_warnings(inspection, target=target, fine_tune=recipe.fine_tune),
         *_faults_written(contents, inspection, final, target),
     )
     return Plan(
@@ -340,7 +340,7 @@ def _planned(group: Group, solution: Solution | None, target: int) -> PlannedGro
     return PlannedGroup(label=group.label, layers=group.layers, extended=True, before=was, after=after)
 
 
-def _warnings(inspection: Inspection, solution: Solution, *, target: int, fine_tune: bool) -> tuple[PlanWarning, ...]:
+def _warnings(inspection: Inspection, *, target: int, fine_tune: bool) -> tuple[PlanWarning, ...]:
     found = []
     factor = target / inspection.trained_context
     if factor > TRAINING_FREE_WARNING_ABOVE and not fine_tune:
@@ -364,16 +364,7 @@ def _warnings(inspection: Inspection, solution: Solution, *, target: int, fine_t
                     "extended: this family's config holds one rope"
                 )
                 found.append(PlanWarning(code="sliding-shares-rope", message=said))
-    if any(isinstance(s, Dynamic) for s in solution.scalings.values()) and solution.chosen.encoding.name == "theta":
-        found.append(
-            PlanWarning(
-                code="dynamic-made-static",
-                message="the runtimes named don't compute dynamic NTK alike; its static equal at the target is "
-                "written as a larger rope_theta, which also holds for short inputs",
-                hint="--runtimes transformers,mlx-lm keeps it dynamic",
-            )
-        )
-    carried = {"params-json", "consolidated-weights", "auto-map", "rotary-buffers"}
+    carried = {"params-json", "consolidated-weights", "auto-map", "rotary-buffers", "theta-lost", "ignored-scaling"}
     found += [PlanWarning(code=n.code, message=n.message) for n in inspection.notes if n.code in carried]
     return tuple(found)
 

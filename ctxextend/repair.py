@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from ctxextend.changes import actions_of, digest_of, document_of, net_edits, side_edits
+from ctxextend.check import is_dynamic, tables_meant
+from ctxextend.comparison import compare
 from ctxextend.contents import Contents
-from ctxextend.encoding import Chosen, PlanWarning, choose_encoding
-from ctxextend.errors import RefusedError
+from ctxextend.encoding import Chosen, PlanWarning, choose_encoding, judge, static_tables
+from ctxextend.errors import RefusedError, UsageError
 from ctxextend.families import Family
 from ctxextend.faults import length_meant, reach_of
-from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
+from ctxextend.formats.hf_read import HfRope, RopeGroup, lost_theta, read_rope
 from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.inspection import Inspection
 from ctxextend.plan import Plan, PlannedGroup, State, arithmetic, default_name, source_ref
-from ctxextend.rope import RopeSpec
+from ctxextend.rope import RopeTable
+from ctxextend.runtimes.transformers import Transformers5
 from ctxextend.scaling import Llama3, LongRope, Rebase, Scaling, Yarn, table
 from ctxextend.version import VERSION
 
@@ -33,9 +37,14 @@ _DICTIONARIES: Final = ("rope_scaling", "rope_parameters")
 #: Contradictions that only the user can resolve: what to do about each.
 _TWO_READINGS: Final[Mapping[str, str]] = {
     "theta-twice": "remove the rope_theta that isn't meant",
+    "ignored-scaling": "remove rope_scaling; if it is meant: ctxextend convert SOURCE --method yarn --target LENGTH",
+    "flat-for-nested": "remove the flat settings; if they are meant: ctxextend convert SOURCE --method yarn "
+    "--target LENGTH",
     "flat-beside-nested": "remove the settings at the top level; if they are meant: ctxextend convert SOURCE "
     "--method yarn --target LENGTH writes them where they are read",
 }
+#: Keys that a rewritten dictionary loses, and that some reader counts with.
+_COUNTED: Final = ("attn_factor", "extrapolation_factor", "short_mscale", "long_mscale")
 
 
 class Resolved(Struct, frozen=True, kw_only=True):
@@ -57,60 +66,69 @@ def make_repair(
 
     ``original_context``: the original length in tokens where the config has none. Raises
     :class:`RefusedError` for a config with two readings, for one of our own (which is converted again
-    instead), and where no form is read alike.
+    instead), and where no form is read alike; :class:`UsageError` for an original length that isn't missing.
     """
     _refuse(contents, inspection)
     family = inspection.family
     resolved = _resolve(contents.config, family, original_context)
     config = apply_edits(dict(contents.config), resolved.edits)
     rope = read_rope(config, family)
+    _refuse_two_readings(rope)
     target = length_meant(inspection, rope)
+    meant = tables_meant(config, family, rope, target)
     ropes = [(group, group.spec) for group in rope.groups if group.spec is not None]
-    specs: dict[str, RopeSpec] = {group.label: spec for group, spec in ropes}
-    scalings = {g.label: g.scaling or Rebase(rope_theta=spec.rope_theta) for g, spec in ropes}
-    chosen = choose_encoding(
-        config,
-        family,
-        specs,
-        scalings,
-        target=target,
-        required=runtimes,
-        carriers="auto",
-        method="what the config means",
-        allow="unreadable" in allow,
-    )
-    edits = {
-        "config.json": (*resolved.edits, *chosen.encoding.edits),
-        **side_edits(contents, inspection, target),
-    }
+    scaled = {group.label: group.scaling for group, _spec in ropes if group.scaling is not None}
+    scalings = scaled or {group.label: Rebase(rope_theta=spec.rope_theta) for group, spec in ropes}
+    form: Chosen | None = None
+    edits: dict[str, tuple[Edit, ...]] = side_edits(contents, inspection, target)
+    healthy = judge(config, family, meant, target=target, required=runtimes, dynamic=is_dynamic(rope))
+    if resolved.edits or not all(verdict.agrees for verdict in healthy):
+        form = choose_encoding(
+            config,
+            family,
+            {group.label: spec for group, spec in ropes},
+            scalings,
+            target=target,
+            required=runtimes,
+            carriers="auto",
+            method="what the config means",
+            kept={label: found for label, found in meant.items() if label not in scalings},
+            allow="unreadable" in allow,
+        )
+        changed = _keeping(rope, form.encoding.edits)
+        _refuse_other_meaning(apply_edits(config, changed), family, meant, target)
+        edits["config.json"] = (*resolved.edits, *changed)
     final = {name: net for name, wanted in edits.items() if (net := net_edits(document_of(contents, name), wanted))}
+    warnings = (*resolved.warnings, *(form.warnings if form else ()), *_dropped(rope, edits))
+    trained = inspection.trained_context
     return Plan(
         version=VERSION,
-        digest=digest_of(inspection, edits, method=METHOD, trained=inspection.trained_context, target=target),
+        digest=digest_of(inspection, edits, method=METHOD, trained=trained, target=target),
         source=source_ref(contents),
         family=family.name,
         method=METHOD,
         options={},
-        factor=target / inspection.trained_context,
-        arithmetic=arithmetic(inspection.trained_context, target),
-        trained_context=inspection.trained_context,
+        factor=target / trained,
+        arithmetic=arithmetic(trained, target),
+        trained_context=trained,
         current_context=inspection.current_context,
         target_context=target,
-        reasons=_reasons(final, chosen),
+        reasons=_reasons(final, form),
         runtimes=runtimes,
-        groups=tuple(_planned(group, scalings, chosen, target) for group in rope.groups),
+        groups=tuple(_planned(group, scalings, form, target) for group in rope.groups),
         actions=actions_of(contents, final),
-        misread=chosen.misread,
-        warnings=(*resolved.warnings, *chosen.warnings),
+        misread=form.misread if form else (),
+        warnings=warnings,
         out=default_name(contents.name, "fixed", target),
     )
 
 
 def _refuse(contents: Contents, inspection: Inspection) -> None:
-    """What can't be mended without knowing more. Raises :class:`RefusedError`."""
-    if inspection.rope is None:
+    """What can't be mended at all. Raises :class:`RefusedError`."""
+    rope = inspection.rope
+    if rope is None or all(group.spec is None for group in rope.groups):
         raise RefusedError(
-            f"a model of the family {inspection.family.name} has no rope to mend",
+            f"this {inspection.family.name} model has no rope to mend",
             code="no-rope",
             file="config.json",
             key="model_type",
@@ -126,32 +144,121 @@ def _refuse(contents: Contents, inspection: Inspection) -> None:
             found=f"{record.method} to {record.target_context}",
             hint=f"ctxextend convert {contents.source} --method {record.method} --target {record.target_context}",
         )
-    for note in inspection.rope.notes:
+
+
+def _refuse_two_readings(rope: HfRope) -> None:
+    for note in rope.notes:
         if note.code in _TWO_READINGS:
             raise _ambiguous(note.message, hint=_TWO_READINGS[note.code])
 
 
+def _refuse_other_meaning(
+    edited: Mapping[str, Any], family: Family, meant: Mapping[str, RopeTable], target: int
+) -> None:
+    """Settings that transformers takes otherwise than they read: writing them anew would change the model."""
+    now = Transformers5().effective(edited, family, length=target)
+    comparison = compare(now, static_tables(meant), target=target)
+    if comparison.kind == "reads-otherwise":
+        raise _ambiguous(
+            f"transformers takes its settings otherwise than they say ({comparison.cost})",
+            hint="remove the key that transformers passes over (truncate beside layer types, a partial_rotary_factor "
+            "that isn't the family's), or convert anew from the publisher's config",
+        )
+
+
+def _keeping(rope: HfRope, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    """The edits, with the key that says whether the weights were trained with the scaling."""
+    said = next((g.settings["finetuned"] for g in rope.groups if "finetuned" in g.settings), None)
+    if said is None:
+        return edits
+    return tuple(
+        msgspec.structs.replace(edit, value={**edit.value, "finetuned": said})
+        if edit.path[-1] in _DICTIONARIES and isinstance(edit.value, dict)
+        else edit
+        for edit in edits
+    )
+
+
+def _dropped(rope: HfRope, edits: Mapping[str, tuple[Edit, ...]]) -> Iterator[PlanWarning]:
+    lost = [key for group in rope.groups for key in _COUNTED if key in group.settings]
+    if lost and "config.json" in edits:
+        yield PlanWarning(
+            code="dropped-keys",
+            message=f"{', '.join(dict.fromkeys(lost))}: transformers passes over them, and they are left away",
+        )
+
+
 def _resolve(config: Mapping[str, Any], family: Family, original_context: int | None) -> Resolved:
-    """The config with one reading. Raises :class:`RefusedError` where two make sense, or none."""
-    rope = read_rope(config, family)
-    notes = {note.code: note.message for note in rope.notes}
-    if "original-length-missing" in notes:
-        if original_context is None:
-            stated = rope.max_position_embeddings
-            raise _ambiguous(
-                notes["original-length-missing"],
-                hint=f"--original-context {stated} if the length wasn't raised with the scaling, else the length "
-                "that the weights were trained for",
-            )
-        return Resolved(edits=tuple(_original_edits(rope, original_context)))
-    if "both-dictionaries" in notes and _only_older_scaled(rope):
+    """The config with one reading: one contradiction after the other. Raises where two make sense, or none."""
+    edits: tuple[Edit, ...] = ()
+    warnings: tuple[PlanWarning, ...] = ()
+    notes = {note.code for note in read_rope(config, family).notes}
+    if original_context is not None and "original-length-missing" not in notes:
+        raise UsageError(
+            "--original-context is for a scaling without an original length, and this one has it",
+            code="bad-option",
+            key="--original-context",
+            hint="leave it away",
+        )
+    for step in (_base, _missing_original, _dictionaries, _originals):
+        standing = apply_edits(dict(config), edits)
+        found = step(standing, family, read_rope(standing, family), original_context)
+        edits, warnings = (*edits, *found.edits), (*warnings, *found.warnings)
+    return Resolved(edits=edits, warnings=warnings)
+
+
+def _said(rope: HfRope, code: str) -> str | None:
+    return next((note.message for note in rope.notes if note.code == code), None)
+
+
+def _base(config: Mapping[str, Any], family: Family, rope: HfRope, _given: int | None) -> Resolved:
+    lost, message = lost_theta(config, family), _said(rope, "theta-lost")
+    if lost is None or message is None:
+        return Resolved()
+    return Resolved(
+        edits=(lost,), warnings=(PlanWarning(code="repaired", message=f"{message}; {lost.value} was taken"),)
+    )
+
+
+def _missing_original(config: Mapping[str, Any], family: Family, rope: HfRope, given: int | None) -> Resolved:
+    message = _said(rope, "original-length-missing")
+    if message is None:
+        return Resolved()
+    stated = rope.max_position_embeddings
+    factor = next((g.scaling.factor for g in rope.groups if isinstance(g.scaling, Yarn)), 1.0)
+    if given is None:
+        raise _ambiguous(
+            message,
+            hint=f"--original-context {stated} if the length wasn't raised with the scaling, {round(stated / factor)} "
+            "if it was, else the length that the weights were trained for",
+        )
+    edits = tuple(_original_edits(rope, given))
+    if not _makes_sense(read_rope(apply_edits(dict(config), edits), family)):
+        raise _ambiguous(
+            f"an original length of {given} doesn't go with the factor and the stated length of {stated}",
+            hint=f"--original-context {round(stated / factor)} does",
+        )
+    return Resolved(edits=edits)
+
+
+def _dictionaries(config: Mapping[str, Any], family: Family, rope: HfRope, _given: int | None) -> Resolved:
+    message = _said(rope, "both-dictionaries")
+    if message is None:
+        return Resolved()
+    if family.form == "nested":
+        raise _ambiguous(message, hint="make rope_parameters say what rope_scaling says, or take one out")
+    if _only_older_scaled(rope):
         said = "rope_scaling has a scaling and rope_parameters has none: the scaling was taken, as transformers does"
         newer = Edit(path=(*rope.path, "rope_parameters"))
         return Resolved(edits=(newer,), warnings=(PlanWarning(code="repaired", message=said),))
-    for code, variants in (("original-length-twice", _one_original), ("both-dictionaries", _one_dictionary)):
-        if code in notes:
-            return _only_sensible(config, family, rope, tuple(variants(rope)), notes[code])
-    return Resolved()
+    return _only_sensible(config, family, rope, tuple(_one_dictionary(rope)), message)
+
+
+def _originals(config: Mapping[str, Any], family: Family, rope: HfRope, _given: int | None) -> Resolved:
+    message = _said(rope, "original-length-twice")
+    if message is None:
+        return Resolved()
+    return _only_sensible(config, family, rope, tuple(_one_original(rope)), message)
 
 
 def _only_sensible(
@@ -225,26 +332,31 @@ def _ambiguous(message: str, *, hint: str) -> RefusedError:
     )
 
 
-def _reasons(final: Mapping[str, tuple[Edit, ...]], chosen: Chosen) -> tuple[str, ...]:
+def _reasons(final: Mapping[str, tuple[Edit, ...]], form: Chosen | None) -> tuple[str, ...]:
     if not final:
         return ("nothing: every required runtime reads the checkpoint as it is",)
-    return (f"what the config means, written as {chosen.encoding.name}, which every required runtime reads alike",)
+    if form is None:
+        return ("the limits beside the config; every required runtime reads the config as it is",)
+    return (f"what the config means, written as {form.encoding.name}, which every required runtime reads alike",)
 
 
-def _planned(group: RopeGroup, scalings: Mapping[str, Scaling], chosen: Chosen, target: int) -> PlannedGroup:
+def _planned(group: RopeGroup, scalings: Mapping[str, Scaling], form: Chosen | None, target: int) -> PlannedGroup:
     if group.spec is None:
         return PlannedGroup(label=group.label, layers=group.layers, extended=False, before=None, after=None)
-    scaling = scalings[group.label]
     now = table(group.spec, group.scaling, length=target)
+    before = State(rope_theta=group.spec.rope_theta, scaling=group.scaling, table=now)
+    if form is None or group.label not in scalings:
+        return PlannedGroup(label=group.label, layers=group.layers, extended=False, before=before, after=before)
+    scaling = scalings[group.label]
     return PlannedGroup(
         label=group.label,
         layers=group.layers,
         extended=True,
-        before=State(rope_theta=group.spec.rope_theta, scaling=group.scaling, table=now),
+        before=before,
         after=State(
-            rope_theta=chosen.rope_theta.get(group.label, group.spec.rope_theta),
+            rope_theta=form.rope_theta.get(group.label, group.spec.rope_theta),
             scaling=scaling,
             table=table(group.spec, scaling, length=target),
-            encoding=chosen.encoding.name,
+            encoding=form.encoding.name,
         ),
     )

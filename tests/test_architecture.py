@@ -141,12 +141,13 @@ def test_starting_up_loads_nothing_heavy(statement: str) -> None:
     assert not {name.split(".")[0] for name in loaded_by(statement)} & set(HEAVY)
 
 
-def test_a_plan_of_a_folder_loads_nothing_heavy(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "verb",
+    ["plan_source(opened, ctxextend.Recipe(method='ntk', target=4096))", "check_source(opened)"],
+)
+def test_the_verbs_on_a_folder_load_nothing_heavy(verb: str, tmp_path: Path) -> None:
     from tests.factories import config, write_checkpoint
 
     folder = write_checkpoint(tmp_path / "tiny", config())
-    statement = (
-        "import ctxextend\n"
-        f"ctxextend.plan_source(ctxextend.open_source({str(folder)!r}), ctxextend.Recipe(method='ntk', target=4096))"
-    )
+    statement = f"import ctxextend\nopened = ctxextend.open_source({str(folder)!r})\nctxextend.{verb}"
     assert not {name.split(".")[0] for name in loaded_by(statement)} & set(HEAVY)

@@ -61,7 +61,7 @@ def nested_with_flat() -> dict[str, Any]:
 
 def ministral3(original: int) -> dict[str, Any]:
     yarn = {**(FAMILIES["ministral3"].default_scaling or {}), "original_max_position_embeddings": original}
-    newer = {"rope_parameters": {**yarn, "rope_theta": 1e6}}
+    newer = {"rope_theta": 1e6, "rope_parameters": {**yarn, "rope_theta": 1e6}}
     return family_config(FAMILIES["ministral3"], max_position_embeddings=16 * original, **newer)
 
 
@@ -112,7 +112,7 @@ TRAPS: dict[str, tuple[dict[str, Any], str, str]] = {
         "dynamic-for-a-server",
         "error",
     ),
-    "a flat override beside a nested config": (nested_with_flat(), "flat-beside-nested", "warning"),
+    "a flat override beside a nested config": (nested_with_flat(), "flat-beside-nested", "error"),
     "a moved query scale": (ministral3(8192), "query-scale-moved", "error"),
     "lists that change over": (
         llama(
@@ -133,7 +133,11 @@ TRAPS: dict[str, tuple[dict[str, Any], str, str]] = {
         "dead-keys",
         "info",
     ),
-    "a multiplier of the temperature": (qwen3(rope_scaling={**YARN, "attn_factor": 0.5}), "dead-keys", "error"),
+    "a multiplier of the temperature": (
+        qwen3(rope_scaling={**YARN, "attn_factor": 0.5}),
+        "attention-factor-ignored",
+        "error",
+    ),
     "two spellings": (qwen3(rope_scaling={**YARN, "type": "yarn"}), "two-spellings", "info"),
     "a stale synonym": (qwen3(rope_scaling=YARN, max_sequence_length=L), "length-below", "error"),
     "sections of positions": (
@@ -159,13 +163,48 @@ def test_a_trap_is_named(trap: str) -> None:
         assert finding.fix or finding.code in ("no-such-model", "unknown", "caution")
 
 
-@pytest.mark.parametrize("trap", TRAPS)
-def test_a_trap_is_not_named_where_it_is_not(trap: str) -> None:
-    _broken, code, _severity = TRAPS[trap]
-    right = llama(rope_scaling=LLAMA3, rope_parameters={**LLAMA3, "rope_theta": 10000.0})
-    found = checked(right)
-    assert found.ok
-    assert code not in severities(found)
+def both(value: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A config that says its scaling in both dictionaries."""
+    theta = value.get("rope_theta", 10000.0)
+    return {
+        **value,
+        "rope_theta": theta,
+        "rope_scaling": settings,
+        "rope_parameters": {**settings, "rope_theta": theta},
+    }
+
+
+#: Right in every way: what no rule may complain about.
+HEALTHY: dict[str, dict[str, Any]] = {
+    "plain": both(qwen3(), {"rope_type": "default"}) | {"rope_scaling": None},
+    "yarn": both(qwen3(), YARN),
+    "llama3": both(llama(), LLAMA3),
+    "latent": both(
+        deepseek(), {**YARN, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
+    ),
+    "nested": family_config(
+        FAMILIES["gemma3"], max_position_embeddings=T, rope_scaling={"rope_type": "linear", "factor": 8.0}
+    )
+    | {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        }
+    },
+    "in a wrapper": {
+        "model_type": "mistral3",
+        "text_config": both(family_config(FAMILIES["mistral"], max_position_embeddings=T, head_dim=32), YARN),
+    },
+    "query scale": ministral3(16384),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_is_right_is_left_in_peace(name: str) -> None:
+    found = checked(HEALTHY[name])
+    assert found.ok, [finding.message for finding in found.findings if finding.severity == "error"]
+    quiet = {code for code, severity in severities(found).items() if severity != "info"}
+    assert quiet <= {"no-such-model", "unknown"}
 
 
 def test_code_of_the_checkpoints_own_is_named() -> None:
@@ -329,3 +368,61 @@ def test_one_form_for_nearly_everyone() -> None:
     found = check(output, inspect(output), required=names, against=meant_by_plan(plan, "the plan"))
     assert found.ok
     assert len([report for report in found.runtimes if report.required and report.ok]) >= 12
+
+
+def test_a_base_that_a_scaling_hides_is_brought_back() -> None:
+    """What transformers 5 saves, and a scaling pasted beside it: 5.x itself then takes a base of 10000."""
+    saved = {k: v for k, v in qwen3().items() if k != "rope_theta"}
+    saved["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
+    found = checked({**saved, "rope_scaling": {"rope_type": "linear", "factor": 4.0}})
+    assert severities(found)["theta-lost"] == "error"
+    report = found.runtimes[0]
+    assert (report.versions, report.ok) == ("5.x", False)
+    # (1e4 / 1e6)^(-30/32) = 74.99: the slowest pair turns so much faster.
+    assert report.groups[0].inv_freq_error == pytest.approx(100 ** (30 / 32) - 1, rel=1e-9)
+    pasted = {**saved, "rope_scaling": YARN, "max_position_embeddings": L}
+    plan = planned(pasted, Recipe(method="yarn", target=T))
+    assert converted(pasted, plan)["rope_theta"] == 1000000.0
+    assert "theta-lost" in [warning.code for warning in plan.warnings]
+
+
+def test_naming_nobody_who_reads_it_checks_nothing() -> None:
+    falcon = family_config(FAMILIES["falcon"])
+    assert severities(checked(falcon, "mlx-lm"))["nobody-reads"] == "error"
+    assert "nobody-reads" not in severities(checked(falcon))
+
+
+def test_llama_cpp_alone_is_held_to_what_an_export_could_hold() -> None:
+    """Gemma 3's sliding layers get any factor on cos and sin in GGUF: a temperature of 1 can't be had there."""
+    nested = HEALTHY["nested"]
+    yarn = {**YARN, "attention_factor": 1.0, "rope_theta": 1000000.0}
+    custom = {**nested, "rope_scaling": yarn, "rope_parameters": {**nested["rope_parameters"], "full_attention": yarn}}
+    found = checked(custom, "llama.cpp")
+    assert not found.ok
+    (required,) = (report for report in found.runtimes if report.required)
+    assert required.runtime == "llama.cpp"
+    assert checked(HEALTHY["yarn"], "llama.cpp").ok
+
+
+def test_a_vllm_table_of_cosines_ends_where_yarn_does() -> None:
+    """4 x 32768 positions, whatever length is stated."""
+    found = checked(qwen3(rope_scaling=YARN) | {"max_position_embeddings": 2 * T}, "vllm")
+    assert not found.ok
+    assert found.runtimes[0].max_context == T
+
+
+def test_a_linear_length_that_only_another_key_raises() -> None:
+    """The form of Vicuna's 16k models: 4096 stated, linear 4, and 16384 as max_sequence_length."""
+    old = config(
+        max_position_embeddings=4096, max_sequence_length=16384, rope_scaling={"rope_type": "linear", "factor": 4.0}
+    )
+    assert checked(old).target_context == 16384
+
+
+@pytest.mark.parametrize("name", [*TRAPS, *HEALTHY])
+def test_a_required_runtime_that_differs_is_never_passed_over(name: str) -> None:
+    value = HEALTHY[name] if name in HEALTHY else TRAPS[name][0]
+    for names in (DEFAULT_RUNTIMES, ("transformers",), ("vllm",), ("sglang",), ("mlx-lm",), ("exllamav3",)):
+        found = checked(value, *names)
+        if any(report.required and not report.ok for report in found.runtimes):
+            assert not found.ok, names

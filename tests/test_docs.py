@@ -82,3 +82,16 @@ def test_the_reference_is_current() -> None:
 def test_the_first_two_commands_of_the_readme_are_the_set_up() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^\$ (.+)$", text, re.MULTILINE)[:2] == ["make demo", "make test"]
+
+
+def test_the_guide_names_every_finding() -> None:
+    from ctxextend.faults import _FROM_NOTES
+
+    sources = [ROOT / "ctxextend" / name for name in ("faults.py", "findings.py", "gguf_check.py")]
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    codes = {
+        code for text in texts for code in re.findall(r'code="([a-z-]+)"|said\("([a-z-]+)"', text) for code in code
+    }
+    guide = (ROOT / "docs" / "guides" / "check.md").read_text(encoding="utf-8")
+    missing = [code for code in sorted({*codes, *_FROM_NOTES} - {"", "no-gguf"}) if f"`{code}`" not in guide]
+    assert not missing

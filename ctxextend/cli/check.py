@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Optional
 
+import msgspec
 import typer
 
 from ctxextend.apply import Options, carried
@@ -14,8 +15,9 @@ from ctxextend.cli.convert import show_result
 from ctxextend.cli.plan import show_plan
 from ctxextend.errors import DisagreementError, UsageError
 from ctxextend.lengths import parse_tokens
-from ctxextend.pipeline import check_source, meaning_of, open_source, repair_source, run_plan
-from ctxextend.plan import edits_of
+from ctxextend.pipeline import Opened, check_source, meaning_of, open_source, repair_source, run_plan
+from ctxextend.plan import Plan, edits_of
+from ctxextend.runtimes import DEFAULT_RUNTIMES
 
 
 def check(
@@ -28,7 +30,15 @@ def check(
             show_default=False,
         ),
     ] = None,
-    runtimes: o.RuntimesOpt = o.RUNTIMES_DEFAULT,
+    runtimes: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="LIST",
+            help=f"The runtimes that must agree, comma-separated; NAME@VERSION too. Otherwise those of the plan "
+            f"that made the checkpoint, or {o.RUNTIMES_DEFAULT}.",
+            show_default=False,
+        ),
+    ] = None,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write a mended copy that every required runtime reads alike.")
     ] = False,
@@ -59,10 +69,13 @@ def check(
 
     Example: ctxextend check ./model --runtimes transformers,vllm
     """
-    names = o.runtimes_of(runtimes)
-    if not fix and (out is not None or original_context is not None or force or dry_run):
+    names = None if runtimes is None else o.runtimes_of(runtimes)
+    only_with_fix = (out, original_context, allow, force or None, dry_run or None, None if link_mode == "auto" else 1)
+    if not fix and any(given is not None for given in only_with_fix):
         raise UsageError(
-            "--out, --force, --dry-run and --original-context go with --fix", code="bad-option", hint="add --fix"
+            "--out, --force, --dry-run, --link-mode, --allow and --original-context go with --fix",
+            code="bad-option",
+            hint="add --fix",
         )
     opened = open_source(o.source_of(source, revision, token, cache_dir))
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
@@ -71,23 +84,19 @@ def check(
             raise UsageError(
                 "--fix writes what the checkpoint itself means, not --against", code="bad-option", hint="leave one away"
             )
-        original = None if original_context is None else parse_tokens(original_context, option="--original-context")
-        plan = repair_source(opened, runtimes=names, original_context=original, family=family, allow=o.allowed(allow))
-        if dry_run:
-            show_plan(console, plan, opened)
-            return
-        console.warnings(plan.warnings)
-        if not edits_of(plan):
-            console.note(plan.reasons[0])
-        options = Options(link_mode=link_mode, force=force)
-        sizes = {file.path: file.size_bytes for file in opened.contents.files}
-        with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
-            path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
-        show_result(console, path, manifest)
+        plan = repair_source(
+            opened,
+            runtimes=names or DEFAULT_RUNTIMES,
+            original_context=None
+            if original_context is None
+            else parse_tokens(original_context, option="--original-context"),
+            family=family,
+            allow=o.allowed(allow),
+        )
+        _mend(console, opened, plan, out, Options(link_mode=link_mode, force=force), dry_run=dry_run)
         return
-    found = check_source(
-        opened, runtimes=names, against=None if against is None else meaning_of(against), family=family
-    )
+    meant = None if against is None else meaning_of(against, token=token, cache_dir=cache_dir)
+    found = check_source(opened, runtimes=names, against=meant, family=family)
     if as_json:
         console.document(found)
     else:
@@ -96,3 +105,22 @@ def check(
         console.draw(check_page(found, verbose=verbose))
     if not found.ok:
         raise typer.Exit(DisagreementError.exit_code)
+
+
+def _mend(console: Console, opened: Opened, plan: Plan, out: Path | None, options: Options, *, dry_run: bool) -> None:
+    """Carry a repair out, or show it; one that has nothing to mend writes nothing."""
+    if out is not None:
+        plan = msgspec.structs.replace(plan, out=out.name)
+    if dry_run:
+        show_plan(console, plan, opened)
+        return
+    console.warnings(plan.warnings)
+    if not edits_of(plan):
+        if console.as_json:
+            console.document(plan)
+        console.note(plan.reasons[0])
+        return
+    sizes = {file.path: file.size_bytes for file in opened.contents.files}
+    with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
+        path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
+    show_result(console, path, manifest)

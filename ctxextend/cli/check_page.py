@@ -41,12 +41,18 @@ def _runtimes(reports: Iterable[RuntimeReport]) -> Table:
             f"{report.runtime} {escape(report.versions)}",
             _verdict(report),
             "" if report.max_context is None else str(report.max_context),
-            percent(max((group.inv_freq_error for group in report.groups), default=0.0)) if report.groups else "",
+            _off_by(report),
             ", ".join(dict.fromkeys(f"{group.attention_factor:.6g}" for group in report.groups)),
             report.evidence,
             style="" if report.required else "dim",
         )
     return listing
+
+
+def _off_by(report: RuntimeReport) -> str:
+    errors = [group.inv_freq_error for group in report.groups]
+    known = [error for error in errors if error is not None]
+    return "" if not errors else "another table" if len(known) < len(errors) else percent(max(known))
 
 
 def _verdict(report: RuntimeReport) -> str:

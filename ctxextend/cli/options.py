@@ -19,7 +19,8 @@ SourceArg = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A checkpoint's folder, or a Hub repository org/name[@revision] (hf:// forces that).",
+        help="A checkpoint's folder, or a Hub repository org/name[@revision] (hf:// forces that); for check, "
+        "a GGUF file too.",
         show_default=False,
     ),
 ]

@@ -18,6 +18,7 @@ from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.families import Family
 from ctxextend.formats.hf_labels import label_head_dim, label_settings
 from ctxextend.formats.hf_layers import FULL, SLIDING, layer_labels, whole_number, window_of
+from ctxextend.formats.json_edit import Edit
 from ctxextend.formats.rope_keys import STILL_FROM, TYPES, type_of
 from ctxextend.rope import RopeSpec
 from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Scaling, Yarn
@@ -82,7 +83,7 @@ def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
         )
     labels = layer_labels(text, family)
     window = window_of(text, family)
-    notes = [*_contradictions(text, family), *_beside(config, path)]
+    notes = [*_contradictions(text, family), *_lost(config, family), *_beside(config, path, text)]
     groups = []
     for label in dict.fromkeys(labels):
         layers = tuple(i for i, other in enumerate(labels) if other == label)
@@ -104,6 +105,21 @@ def read_rope(config: Mapping[str, Any], family: Family) -> HfRope:
             )
         )
     return HfRope(path=path, text=text, groups=tuple(groups), max_position_embeddings=length, notes=tuple(notes))
+
+
+def lost_theta(config: Mapping[str, Any], family: Family) -> Edit | None:
+    """The edit that brings back a base which stands in rope_parameters alone, hidden by a rope_scaling beside it.
+
+    transformers 5 takes ``rope_scaling or rope_parameters``, then the top level's base, then its own default:
+    a scaling added by hand to what it saved itself loses the base. None where nothing is lost.
+    """
+    path, text = text_config(config, family)
+    older, newer = _dictionary(text, "rope_scaling"), _dictionary(text, "rope_parameters")
+    key = family.theta_keys[0]
+    if family.labels or family.form == "nested" or not older or not newer or key in text or "rope_theta" in older:
+        return None
+    theta = newer.get("rope_theta")
+    return None if theta is None else Edit(path=(*path, key), value=theta)
 
 
 def settings_for(text: Mapping[str, Any], family: Family, label: str) -> dict[str, Any]:
@@ -182,7 +198,8 @@ def parse(
             found=repr(rope_type),
             hint="if it is another name for one of these, write that name into config.json",
         )
-    if family.original_max_position_embeddings is not None:
+    by_class = family.original_max_position_embeddings is not None and _ORIGINAL not in text
+    if by_class:
         text = {_ORIGINAL: family.original_max_position_embeddings, **text}
     if family.form == "nested":
         # 5.23, modeling_rope_utils.py, standardize_rope_params: the top level's counts for flat settings alone.
@@ -456,64 +473,99 @@ def _misplaced(
 def _contradictions(text: Mapping[str, Any], family: Family) -> tuple[Note, ...]:
     """Notes on settings that stand twice and differ, or where nobody of this family looks for them."""
     older, newer = _dictionary(text, "rope_scaling"), _dictionary(text, "rope_parameters")
-    notes = list(_misplaced(text, family, older, newer))
-    if older and newer and family.form == "flat":
-        a, b = ({k: v for k, v in d.items() if k not in ("type", "rope_theta")} for d in (older, newer))
-        a["rope_type"], b["rope_type"] = type_of(older), type_of(newer)
+    return (
+        *_misplaced(text, family, older, newer),
+        *_twice(text, family, older, newer),
+        *_out_of_sight(text, family, older, newer),
+        *_mistyped(text, older, newer),
+    )
+
+
+def _twice(
+    text: Mapping[str, Any], family: Family, older: Mapping[str, Any] | None, newer: Mapping[str, Any] | None
+) -> Iterator[Note]:
+    """Settings that stand twice and differ; of a rope a layer type, those of full attention."""
+    if family.labels:
+        return
+    beside = newer
+    if family.form == "nested":
+        inner = (newer or {}).get(FULL)
+        beside = inner if isinstance(inner, dict) else None
+    if older and beside:
+        a, b = ({k: v for k, v in d.items() if k not in ("type", "rope_theta")} for d in (older, beside))
+        a["rope_type"], b["rope_type"] = type_of(older), type_of(beside)
         if a != b:
-            notes.append(
-                Note(
-                    code="both-dictionaries",
-                    message="rope_scaling and rope_parameters differ; transformers takes rope_scaling, "
-                    "some MLX-LM models and converters take the other",
-                )
+            yield Note(
+                code="both-dictionaries",
+                message="rope_scaling and rope_parameters differ; transformers takes rope_scaling, "
+                "some MLX-LM models and converters take the other",
             )
-    if newer and "rope_theta" in newer and "rope_theta" in text and newer["rope_theta"] != text["rope_theta"]:
-        notes.append(
-            Note(
-                code="theta-twice",
-                message=f"rope_theta is {text['rope_theta']} at the top level and {newer['rope_theta']} in "
-                "rope_parameters",
-            )
-        )
+    key = family.theta_keys[0]
+    places = {key: text.get(key)}
+    for name, node in (("rope_scaling", older), ("rope_parameters", beside)):
+        places[f"{name}.rope_theta"] = node.get("rope_theta") if node else None
+    stated = {where: value for where, value in places.items() if type(value) in (int, float)}
+    if len(set(stated.values())) > 1:
+        said = ", ".join(f"{value} in {where}" for where, value in stated.items())
+        yield Note(code="theta-twice", message=f"the base stands twice and differs: {said}")
+
+
+def _out_of_sight(
+    text: Mapping[str, Any], family: Family, older: Mapping[str, Any] | None, newer: Mapping[str, Any] | None
+) -> Iterator[Note]:
+    """Settings in a form that some readers, or all, pass over."""
     if newer and not older and "rope_theta" not in text and family.form == "flat":
-        notes.append(
-            Note(
-                code="new-form-only",
-                message="the rope stands in rope_parameters alone: transformers 4 and most of MLX-LM's models "
-                "don't look there and fall back to a theta of 10000; what convert writes holds both forms",
-            )
+        yield Note(
+            code="new-form-only",
+            message="the rope stands in rope_parameters alone: transformers 4 and most of MLX-LM's models "
+            "don't look there and fall back to a theta of 10000; what convert writes holds both forms",
         )
     if newer and family.form == "nested" and any(key in newer for key in ("rope_type", "type", "factor")):
-        notes.append(
-            Note(
-                code="flat-for-nested",
-                message="rope_parameters is flat, but this family reads one dictionary a layer type in it: "
-                "transformers 5 falls back to its defaults",
-            )
+        yield Note(
+            code="flat-for-nested",
+            message="rope_parameters is flat, but this family reads one dictionary a layer type in it: "
+            "transformers 5 falls back to its defaults",
         )
+    if older and type_of(older) != "default" and family.labels and family.older_scaling == "ignored":
+        yield Note(
+            code="ignored-scaling",
+            message="rope_scaling does nothing in this family: its class reads rope_parameters by layer type alone",
+        )
+
+
+def _mistyped(
+    text: Mapping[str, Any], older: Mapping[str, Any] | None, newer: Mapping[str, Any] | None
+) -> Iterator[Note]:
+    """Numbers of a type that some readers fail on."""
     if isinstance(text.get("max_position_embeddings"), float):
-        notes.append(
-            Note(
-                code="float-length",
-                message="max_position_embeddings is a float: transformers 5 refuses it; convert writes a whole number",
-            )
+        yield Note(
+            code="float-length",
+            message="max_position_embeddings is a float: transformers 5 refuses it; convert writes a whole number",
         )
     for settings in (older, newer):
         if settings and type_of(settings) == "linear" and type(settings.get("factor")) is int:
-            notes.append(
-                Note(
-                    code="integer-factor",
-                    message=f"factor is the integer {settings['factor']}: vLLM and SGLang fail on it; "
-                    "it must be a float",
-                )
+            yield Note(
+                code="integer-factor",
+                message=f"factor is the integer {settings['factor']}: vLLM and SGLang fail on it; it must be a float",
             )
-    return tuple(notes)
 
 
-def _beside(config: Mapping[str, Any], path: tuple[str, ...]) -> tuple[Note, ...]:
-    """A note on settings at the top level that nobody reads, because the language model has its own config."""
-    idle = [key for key in _ROPE_KEYS if path and config.get(key) is not None]
+def _lost(config: Mapping[str, Any], family: Family) -> Iterator[Note]:
+    lost = lost_theta(config, family)
+    if lost is not None:
+        yield Note(
+            code="theta-lost",
+            message=f"the base {lost.value} stands in rope_parameters alone, which rope_scaling hides: transformers 5, "
+            f"vLLM and SGLang fall back to {family.rope_theta:g}",
+        )
+
+
+def _beside(config: Mapping[str, Any], path: tuple[str, ...], text: Mapping[str, Any]) -> tuple[Note, ...]:
+    """A note on settings at the top level that nobody reads, because the language model has its own config.
+
+    Copies that say the same do no harm.
+    """
+    idle = [key for key in _ROPE_KEYS if path and config.get(key) is not None and config[key] != text.get(key)]
     if not idle:
         return ()
     return (

@@ -82,12 +82,14 @@ class Vllm:
             if isinstance(read, str):
                 return Reading(problem=read)
             tables[group.label] = read
-        return Reading(
-            tables=tables,
-            max_context=_max_context(rope, family),
-            liftable=any(isinstance(group.scaling, LongRope) for group in rope.groups),
-            how=("transformers 5's rope_parameters; the smallest stated length",),
-        )
+        longest, rows = _max_context(rope, family), rows_of(rope)
+        how: tuple[str, ...] = ("transformers 5's rope_parameters; the smallest stated length",)
+        if rows is not None and rows < longest:
+            longest, how = (
+                rows,
+                (*how, f"its cosines and sines end at {rows} positions, the original length's multiple"),
+            )
+        return Reading(tables=tables, max_context=longest, liftable=is_liftable(rope, family, length), how=how)
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
         return serve_line(source, reading, length=length)
@@ -227,6 +229,18 @@ def multiplied(rope: HfRope, family: Family, derived: float) -> float:
         if type_of(group.settings) not in _NOT_MULTIPLIED and "factor" in group.settings:
             factor = number(group.settings, "factor") or 1.0
     return derived if family.name in _SCALED_LENGTH else derived * factor
+
+
+def rows_of(rope: HfRope) -> int | None:
+    """The positions that yarn's table has, in tokens (yarn_scaling_rope.py): past them it is out of range."""
+    scalings = (group.scaling for group in rope.groups if isinstance(group.scaling, Yarn))
+    return min((int(s.original_max_position_embeddings * s.factor) for s in scalings), default=None)
+
+
+def is_liftable(rope: HfRope, family: Family, length: int) -> bool:
+    """Whether the length that longrope starts with is only a default, below what is stated."""
+    started = longrope_context(rope, family)
+    return started is not None and int(multiplied(rope, family, stated_context(rope))) >= length
 
 
 def longrope_context(rope: HfRope, family: Family) -> int | None:

@@ -22,6 +22,7 @@ from ctxextend.runtimes.latent import latent_table
 from ctxextend.runtimes.transformers import Transformers5, unread_by_5
 from ctxextend.runtimes.vllm import (
     group_table,
+    is_liftable,
     longrope_context,
     multiplied,
     serve_line,
@@ -30,7 +31,7 @@ from ctxextend.runtimes.vllm import (
     way_of,
 )
 from ctxextend.runtimes.vllm_families import MOVED_BEFORE_0_29, OLDER_WAYS, WRAPPERS_READ, Way
-from ctxextend.scaling import LongRope, Yarn, mscale
+from ctxextend.scaling import Yarn, mscale
 
 _HOW: Final = "rope_scaling or rope_parameters; yarn's factor times its original length, else the smallest stated one"
 
@@ -75,7 +76,7 @@ def _own(rope: HfRope, family: Family, way: Way, length: int) -> Reading:
     return Reading(
         tables=tables,
         max_context=_max_context(rope, family),
-        liftable=any(isinstance(group.scaling, LongRope) for group in rope.groups),
+        liftable=is_liftable(rope, family, length),
         how=(_HOW,),
         caution=_caution(rope),
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.cli.support import TRAINED, call, edit_config, read_json, run, tree
+from tests.cli.support import LLAMA, TRAINED, build, call, edit_config, read_json, run, tree
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": TRAINED}
 
@@ -140,3 +141,27 @@ def test_a_plan_that_is_none(pristine: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     ran = run("check", pristine, "--against", tmp_path / "plan.json", code=1)
     assert "the plan can't be read" in ran.err
+
+
+def test_fix_of_what_is_right_writes_nothing(source: Path, tmp_path: Path) -> None:
+    ran = run("check", source, "--fix", "--out", tmp_path / "fixed", code=0)
+    assert "nothing" in ran.err
+    assert not ran.out
+    assert not (tmp_path / "fixed").exists()
+
+
+def test_a_table_of_another_size_is_valid_json(pristine: Path, tmp_path: Path) -> None:
+    other = build(tmp_path / "other", {**LLAMA, "num_attention_heads": 2, "num_key_value_heads": 1})
+    ran = run("check", pristine, "--against", other, "--json", code=5)
+    found = json.loads(ran.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["runtimes"][0]["groups"][0]["inv_freq_error"] is None
+    assert "another table" in run("check", pristine, "--against", other, code=5).out
+
+
+def test_an_output_is_held_to_the_runtimes_that_it_was_made_for(source: Path, tmp_path: Path) -> None:
+    """Rope types that MLX-LM's phi doesn't read: its plan was made for transformers alone."""
+    edit_config(source, model_type="phi", partial_rotary_factor=0.5)
+    out = tmp_path / "out"
+    call("convert", source, "--method", "yarn", "--target", "2k", "--runtimes", "transformers", "--out", out, code=0)
+    call("check", out, code=0)
+    call("check", out, "--runtimes", "transformers,mlx-lm", code=5)
