@@ -129,7 +129,7 @@ def check(
 
 def _exported(inspection: Inspection, rope: HfRope, meant: Meant, *, required: bool) -> Judged:
     """What llama.cpp would make of an export."""
-    found = outlook(inspection.family.name, rope, meant.tables, target=meant.target)
+    found = outlook(inspection.family.name, rope, target=meant.target)
     how = ("nothing: a GGUF file",) if found.form is None else (f"a GGUF export, which would hold it as {found.form}",)
     reading: Reading = msgspec.structs.replace(found.reading, how=(*how, *found.reading.how))
     answer = judged(LlamaCpp(), reading, meant, source="EXPORT.gguf", required=required)

@@ -208,7 +208,7 @@ def _troubled(fault: Fault, report: RuntimeReport) -> bool:
 
 
 def _unread_temperature(answers: Iterable[Judged], advice: Advice) -> Iterator[Finding]:
-    """The runtimes whose frequencies are right and whose attention factor isn't: they don't read the key for it."""
+    """The runtimes whose frequencies are right and whose attention factor isn't, once for each value of it."""
     by_values: dict[tuple[float, float], list[Judged]] = {}
     for answer in answers:
         for group in answer.comparison.groups:
@@ -223,7 +223,7 @@ def _unread_temperature(answers: Iterable[Judged], advice: Advice) -> Iterator[F
             runtime=names[0] if len(names) == 1 else None,
             runtimes=names,
             message=f"{', '.join(names)}: the frequencies are right, but the attention factor is {value:g} instead of "
-            f"{wanted:g}: the key that sets it isn't read there",
+            f"{wanted:g}",
             fix=advice.temperature,
         )
 
@@ -263,7 +263,7 @@ def _about(answer: Judged, meant: Meant, advice: Advice) -> Iterator[Finding]:
         message = f"it advertises {longest} tokens, more than the {target} that are meant{why}"
         yield said(code, "warning", message, report.serve)
     if reading.caution is not None:
-        yield said("caution", "warning", reading.caution, report.serve)
+        yield said("caution", "warning", reading.caution, report.serve if reading.flags else None)
 
 
 def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:

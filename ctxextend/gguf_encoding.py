@@ -12,7 +12,6 @@ from ctxextend.errors import RefusedError
 from ctxextend.formats.gguf_write import GgufEncoding, applied
 from ctxextend.rope import RopeTable
 from ctxextend.runtimes.base import Reading
-from ctxextend.runtimes.gguf_base import GgufReader
 from ctxextend.runtimes.llama_cpp import LlamaCpp
 
 
@@ -29,14 +28,13 @@ def choose_gguf(
     planned: Mapping[str, RopeTable],
     *,
     target: int,
-    reader: GgufReader | None = None,
 ) -> ChosenGguf:
     """The first candidate whose reading is the planned table of every label, at ``target`` tokens.
 
     Raises :class:`RefusedError` (``unreadable``) naming the nearest one and its cost, or (``unwritable``)
     where the architecture has no form at all.
     """
-    reader = reader or LlamaCpp()
+    reader = LlamaCpp()
     misses: list[tuple[GgufEncoding, Comparison, str]] = []
     for candidate in candidates:
         reading = reader.effective(applied(gguf, candidate), length=target)
@@ -46,10 +44,10 @@ def choose_gguf(
         if reason is None:
             return ChosenGguf(encoding=candidate, reading=reading)
         misses.append((candidate, comparison, comparison.cost or reason))
-    raise _refused(gguf, misses, reader)
+    raise _refused(gguf, misses)
 
 
-def _refused(gguf: Gguf, misses: list[tuple[GgufEncoding, Comparison, str]], reader: GgufReader) -> RefusedError:
+def _refused(gguf: Gguf, misses: list[tuple[GgufEncoding, Comparison, str]]) -> RefusedError:
     name = gguf.architecture
     if not misses:
         return RefusedError(
@@ -60,9 +58,9 @@ def _refused(gguf: Gguf, misses: list[tuple[GgufEncoding, Comparison, str]], rea
             hint="--method yarn, linear or ntk: keys alone carry them in every architecture",
         )
     # One that isn't read at all has no groups to be near with.
-    nearest, _comparison, cost = min(misses, key=lambda miss: (not miss[1].groups, miss[1].frequency_error))
+    nearest, _, cost = min(misses, key=lambda miss: (not miss[1].groups, miss[1].frequency_error))
     return RefusedError(
-        f"no form of this table in a GGUF file of the architecture {name} is read by {reader.runtime} as planned",
+        f"no form of this table in a GGUF file of the architecture {name} is read by {LlamaCpp.runtime} as planned",
         code="unreadable",
         file=gguf.file,
         expected="the planned table",

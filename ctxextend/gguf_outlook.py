@@ -19,44 +19,45 @@ from ctxextend.formats.gguf_write import encodings
 from ctxextend.formats.hf_layers import FULL, SLIDING, whole_number
 from ctxextend.formats.hf_read import HfRope, RopeGroup
 from ctxextend.gguf_encoding import choose_gguf
-from ctxextend.rope import RopeTable
 from ctxextend.runtimes.base import Reading
-from ctxextend.scaling import Dynamic, Rebase, Scaling, dynamic_theta
+from ctxextend.scaling import Dynamic, Rebase, Scaling, dynamic_theta, table
 
 _TYPES: Final[Mapping[type, GgufType]] = {int: "UINT32", float: "FLOAT32", str: "STRING"}
 
 
 class Outlook(Struct, frozen=True, kw_only=True):
-    """What llama.cpp would read in an export: ``form`` names the encoding, ``reason`` says why there is none."""
+    """What llama.cpp would read in an export; ``form`` names how the export holds the scaling, if it can."""
 
     reading: Reading
     form: str | None = None
-    reason: str | None = None
 
 
-def outlook(family: str, rope: HfRope, tables: Mapping[str, RopeTable], *, target: int) -> Outlook:
-    """The export of a checkpoint of ``family`` with these tables at ``target`` tokens."""
+def outlook(family: str, rope: HfRope, *, target: int) -> Outlook:
+    """The export of a checkpoint of ``family`` whose rope this is, served at ``target`` tokens.
+
+    It says what the checkpoint says: its form is the one that llama.cpp reads as the checkpoint's own table.
+    """
     architecture = OF_FAMILY.get(family)
     if architecture is None:
         return Outlook(reading=Reading(unknown="whether this family has a GGUF form was not established"))
-    groups = {g.label: g for g in rope.groups if g.spec is not None}
+    groups = {g.label: g.spec for g in rope.groups if g.spec is not None}
+    if not groups:
+        return Outlook(reading=Reading(unknown="no layer of this checkpoint has a rope"))
     try:
-        gguf = _header(architecture, rope, groups)
+        scalings = {g.label: _scaling(g, target) for g in rope.groups if g.spec is not None}
+        own = {label: table(spec, scalings[label], length=target) for label, spec in groups.items()}
+        gguf = _header(architecture, rope)
         file = read_rope(gguf)
         labels = {group.label: group.spec for group in file.groups if group.spec is not None}
         if set(labels) != set(groups):
             said = f"its layers fall into other groups there: {', '.join(sorted(labels))}"
             return Outlook(reading=Reading(unknown=said))
-        scalings = {label: _scaling(group, target) for label, group in groups.items()}
-        chosen = choose_gguf(
-            gguf,
-            encodings(gguf, file, {k: v for k, v in labels.items() if v is not None}, scalings, target=target),
-            tables,
-            target=target,
-        )
+        candidates = encodings(gguf, file, labels, scalings, target=target)
+        chosen = choose_gguf(gguf, candidates, own, target=target)
     except CtxextendError as error:
-        reason = error.message + (f": {error.found}" if error.found else "")
-        return Outlook(reading=Reading(problem=reason), reason=reason)
+        return Outlook(reading=Reading(problem=error.message + (f": {error.found}" if error.found else "")))
+    except ArithmeticError as error:
+        return Outlook(reading=Reading(problem=f"no number of a GGUF file holds its rope: {error}"))
     return Outlook(reading=chosen.reading, form=chosen.encoding.name)
 
 
@@ -68,9 +69,10 @@ def _scaling(group: RopeGroup, target: int) -> Scaling:
     return group.scaling or Rebase(rope_theta=group.spec.rope_theta)
 
 
-def _header(architecture: str, rope: HfRope, groups: Mapping[str, RopeGroup]) -> Gguf:
-    """The keys of an export that say what a rope is, before any scaling."""
+def _header(architecture: str, rope: HfRope) -> Gguf:
+    """The keys of an export that say what a rope is, before any scaling; some layer has one."""
     text = rope.text
+    groups = {group.label: group for group in rope.groups if group.spec is not None}
     main = groups.get(FULL) or next(iter(groups.values()))
     assert main.spec is not None
     layers = sum(len(group.layers) for group in rope.groups)

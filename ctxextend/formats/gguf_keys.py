@@ -75,7 +75,7 @@ class GgufGroup(Struct, frozen=True, kw_only=True):
 
 
 class GgufRope(Struct, frozen=True, kw_only=True):
-    """The rope of a whole file. Lengths count tokens; ``original_context_length`` is None where it isn't stated."""
+    """The rope of a whole file. Lengths count tokens; An ``original_context_length`` of 0 is None."""
 
     architecture: GgufArchitecture
     groups: tuple[GgufGroup, ...]
@@ -206,7 +206,7 @@ def read_rope(gguf: Gguf) -> GgufRope:
         architecture=row,
         groups=tuple(groups),
         context_length=context,
-        original_context_length=keys.whole(ORIGINAL),
+        original_context_length=keys.whole(ORIGINAL) or None,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -387,7 +387,7 @@ def _by_type(keys: Keys, row: GgufArchitecture, context: int, notes: list[Note])
 def _yarn(keys: Keys, row: GgufArchitecture, factor: float, multiplier: float, context: int, notes: list[Note]) -> Yarn:
     """YaRN as meant: llama.cpp's converter writes transformers' ``attention_factor`` as ``yarn_attn_factor``."""
     original = keys.whole(ORIGINAL)
-    if original is None:
+    if not original:
         notes.append(
             Note(
                 code="no-original",

@@ -113,9 +113,18 @@ def encodings(
     scaling = scalings.get(label) if label is not None else None
     if label is None or scaling is None:
         return
-    for form in _forms(rope, specs[label], scaling, target=target):
-        encoding = _on_file(gguf, rope, form, specs, scalings, label=label, target=target)
-        if not _moves_query_scale(gguf, rope, encoding):
+    forms = _forms(rope, specs[label], scaling, target=target)
+    while True:
+        try:
+            form = next(forms, None)
+            if form is None:
+                return
+            encoding = _on_file(gguf, rope, form, specs, scalings, label=label, target=target)
+            fits = all(map(_fits, (n for numbers in encoding.tensors.values() for n in numbers)))
+        except OverflowError:
+            # A number that single precision (or a table) can't hold: this form can't be written.
+            continue
+        if fits and not _moves_query_scale(gguf, rope, encoding):
             yield encoding
 
 
@@ -131,9 +140,14 @@ def applied(gguf: Gguf, encoding: GgufEncoding) -> Gguf:
 
 
 def single(number: float) -> float:
-    """A number as a file keeps it, in single precision."""
+    """A number as a file keeps it, in single precision. Raises :class:`OverflowError` for one that is too large."""
     rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
     return rounded
+
+
+def _fits(number: float) -> bool:
+    """Whether a factor of a tensor is still one in single precision."""
+    return single(number) > 0.0
 
 
 def _forms(rope: GgufRope, spec: RopeSpec, scaling: Scaling, *, target: int) -> Iterator[_Form]:

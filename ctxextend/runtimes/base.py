@@ -34,7 +34,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     ``tables``: one a group of layers with rope, at the length asked for; empty when it can't load the
     model, and then ``problem`` says why. ``absent``: it has no such architecture at all. ``unknown``:
     why nothing is claimed of what it does (code of this family that was not read, code of the
-    checkpoint's own). ``liftable``: ``max_context`` is a default that a flag of its server raises.
+    checkpoint's own). ``liftable``: ``max_context`` is a default that a flag of its server raises, or
+    stated only: it is never enforced, and no frequency comes from it.
     ``caution``: what a user must know although the table is right; ``flags``: what its server is given for it.
     """
 

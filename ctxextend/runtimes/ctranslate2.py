@@ -67,7 +67,9 @@ class CTranslate2:
         return Reading(
             tables=tables,
             max_context=rope.max_position_embeddings,
-            how=(_NO_LIMIT,),
+            # Plain and linear ropes are all that it has: nothing comes from the length.
+            liftable=True,
+            how=(_NO_LIMIT, *_lost(rope, family)),
             caution=_caution(rope, family),
         )
 
@@ -98,13 +100,22 @@ def _group(group: RopeGroup, family: Family) -> RopeTable | str:
             return f"its converter doesn't implement {kind}"
 
 
-def _caution(rope: HfRope, family: Family) -> str | None:
-    """What is lost beside the table: llama3 always, the base where transformers 4 reads the older form."""
+def _lost(rope: HfRope, family: Family) -> tuple[str, ...]:
+    """What its table has lost of the config."""
     if family.name in _FIXED:
-        scaled = any(group.scaling is not None for group in rope.groups)
-        return "its loader of this family takes a base of 10000, and no scaling" if scaled or _rebased(rope) else None
-    if any(group.settings.get("rope_type", group.settings.get("type")) == "llama3" for group in rope.groups):
-        return "it takes llama3 without a word, and scales nothing"
+        lost = _rebased(rope) or any(group.scaling is not None for group in rope.groups)
+        return ("its loader of this family takes a base of 10000, and no scaling",) if lost else ()
+    return ("it takes llama3 without a word, and scales nothing",) if _llama3(rope) else ()
+
+
+def _llama3(rope: HfRope) -> bool:
+    return any(group.settings.get("rope_type", group.settings.get("type")) == "llama3" for group in rope.groups)
+
+
+def _caution(rope: HfRope, family: Family) -> str | None:
+    """What is lost beside the transformers that reads the older form alone: the base."""
+    if family.name in _FIXED or _llama3(rope):
+        return None
     older = rope.text.get("rope_scaling")
     stated = number(rope.text, "rope_theta")
     default = _READS[family.name]

@@ -372,7 +372,7 @@ def _how(keys: Keys, row: GgufArchitecture, settings: _Settings, *, off: bool) -
     yield f"type {settings.kind}" + ("" if said is not None else f", its default without {keys.full(TYPE)}")
     if settings.kind == "none" and settings.loaded != 1.0:
         yield f"the factor {settings.loaded:g} doesn't count with the type none"
-    if settings.kind == "yarn" and keys.get(ORIGINAL) is None:
+    if settings.kind == "yarn" and not keys.whole(ORIGINAL):
         yield f"no {keys.full(ORIGINAL)}: the context_length {settings.original} stands in for it"
     if settings.kind == "longrope" and settings.factors is None:
         yield "the type longrope without lists of factors does nothing"

@@ -60,7 +60,7 @@ class MlxLm:
             return Reading(problem=problem)
         if model.partial is not None and not any(key in rope.text for key in family.partial_rotary_keys):
             rope = msgspec.structs.replace(rope, text={**rope.text, family.partial_rotary_keys[0]: model.partial})
-        tables, longest = {}, rope.max_position_embeddings
+        tables, longest, liftable = {}, rope.max_position_embeddings, True
         for group in rope.groups:
             if group.spec is None:
                 continue
@@ -72,12 +72,16 @@ class MlxLm:
             if isinstance(read, str):
                 return Reading(problem=read)
             tables[group.label] = read
+            if isinstance(scaling, Dynamic | LongRope) and not model.plain:
+                # The base starts to move there, and longrope's temperature is the ratio of the two lengths.
+                liftable = False
             if isinstance(scaling, Dynamic) and not model.plain:
                 # It enforces no length: the base follows it as far as the factor was meant for.
                 longest = int(rope.max_position_embeddings * scaling.factor)
         return Reading(
             tables=tables,
             max_context=longest,
+            liftable=liftable,
             how=("rope_theta and rope_scaling of config.json itself; no limit on the length",),
         )
 

@@ -51,8 +51,10 @@ class OllamaCreate:
         return Reading(
             tables=tables,
             max_context=rope.max_position_embeddings,
-            how=("rope_theta and some keys of rope_scaling, by family; max_position_embeddings",),
-            caution=_dropped(rope, family),
+            how=(
+                "rope_theta and some keys of rope_scaling, by family; max_position_embeddings",
+                *_dropped(rope, family),
+            ),
         )
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
@@ -138,8 +140,8 @@ def _phi3(rope: HfRope, spec: RopeSpec, length: int) -> _Read:
     return table(based, scaling if kind else with_temperature(scaling, 1.0))
 
 
-def _dropped(rope: HfRope, family: Family) -> str | None:
-    """What its conversion loses without a word."""
+def _dropped(rope: HfRope, family: Family) -> tuple[str, ...]:
+    """What its conversion loses without a word; the table shows what that comes to."""
     settings = _settings(rope)
     read = {
         "llama": settings.get("type") == "linear" or settings.get("rope_type") == "llama3",
@@ -147,10 +149,10 @@ def _dropped(rope: HfRope, family: Family) -> str | None:
     }.get(family.name, False)
     scaled = (settings.get("rope_type") or settings.get("type") or "default") != "default"
     if not scaled or read:
-        return None
+        return ()
     if family.name == "qwen3" and settings.get("type") == "yarn":
-        return "it drops yarn's original length: convert to GGUF and give it the file"
-    return "it drops this scaling, or a part of it: convert to GGUF and give it the file"
+        return ("it drops yarn's original length: convert to GGUF and give it the file",)
+    return ("it drops this scaling, or a part of it: convert to GGUF and give it the file",)
 
 
 _CONVERTERS: Final[Mapping[str, Callable[[HfRope, RopeSpec, int], _Read]]] = MappingProxyType(

@@ -56,6 +56,7 @@ _UNREAD: Final = frozenset(
         "qwen3_vl",
     }
 )
+_HOW: Final = "rope_parameters of transformers 5; seq_length, else max_position_embeddings"
 
 
 class OnnxRuntimeGenAi:
@@ -77,7 +78,7 @@ class OnnxRuntimeGenAi:
             return Reading(absent=True, problem="its builder has no such architecture")
         context = stated_length(rope.text, ("seq_length",), rope.max_position_embeddings)
         assert context is not None
-        tables, caution = {}, None
+        tables, how = {}, [_HOW]
         for group in rope.groups:
             if group.spec is None:
                 continue
@@ -87,12 +88,11 @@ class OnnxRuntimeGenAi:
             tables[group.label] = read
             rope_type = type_of(group.settings)
             if family.name in _LIKE_LLAMA and rope_type not in ("default", "llama3"):
-                caution = f"its builder of this family takes {rope_type} without a word, and scales nothing"
+                how.append(f"its builder of this family takes {rope_type} without a word, and scales nothing")
         return Reading(
             tables=tables,
             max_context=context,
-            how=("rope_parameters of transformers 5; seq_length, else max_position_embeddings",),
-            caution=caution,
+            how=tuple(how),
         )
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:

@@ -87,7 +87,9 @@ class Sglang:
         longest = _max_context(rope, family)
         if way == "transformers":
             reading = Transformers5().effective(config, family, length=length)
-            return msgspec.structs.replace(reading, max_context=longest) if reading.tables else reading
+            # Transformers enforces no length; this server does.
+            limited = msgspec.structs.replace(reading, max_context=longest, liftable=False)
+            return limited if reading.tables else reading
         tables = {}
         for group in rope.groups:
             if group.spec is None:

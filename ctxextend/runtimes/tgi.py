@@ -71,8 +71,12 @@ class Tgi:
         return Reading(
             tables=tables,
             max_context=rope.max_position_embeddings,
-            how=("rope_theta and rope_scaling, unless ROPE_SCALING is set; max_position_embeddings",),
-            caution=_caution(kind, settings or {}),
+            how=(
+                "rope_theta and rope_scaling, unless ROPE_SCALING is set; max_position_embeddings",
+                *_surprising(kind, settings or {}),
+            ),
+            # No one table says this: the long list's stands for the positions past the original length.
+            caution=_PER_POSITION if _mixes(kind, settings or {}) else None,
         )
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
@@ -95,14 +99,16 @@ def _unknown(rope: HfRope, family: Family) -> str | None:
     return None
 
 
-def _caution(kind: str | None, settings: Mapping[str, Any]) -> str | None:
+def _surprising(kind: str | None, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes its table another than the config's."""
     if kind == "linear":
-        return _LINEAR
-    if kind not in ("longrope", "su"):
-        return None
-    if {"short_mscale", "long_mscale"} <= set(settings):
-        return _SCALES_ANGLES
-    return None if settings.get("short_factor") == settings.get("long_factor") else _PER_POSITION
+        return (_LINEAR,)
+    both = kind in ("longrope", "su") and {"short_mscale", "long_mscale"} <= set(settings)
+    return (_SCALES_ANGLES,) if both else ()
+
+
+def _mixes(kind: str | None, settings: Mapping[str, Any]) -> bool:
+    return kind in ("longrope", "su") and settings.get("short_factor") != settings.get("long_factor")
 
 
 def _table(rope: HfRope, spec: RopeSpec, kind: str | None, settings: Mapping[str, Any], length: int) -> RopeTable | str:

@@ -35,6 +35,8 @@ __all__ = ["Transformers4", "Transformers5", "unread_by_5"]
 #: multiply it (modeling_rope_utils.py: getattr without ``or``). Mistral's class of 5.x fills it in.
 _NEEDS_HEAD_DIM: Final = frozenset({"ministral", "mixtral"})
 _MULTIPLIES_HEAD_DIM: Final = frozenset({"dynamic", "longrope", "yarn"})
+#: Families whose class declares rope_theta itself, as a number (their configuration files): null is refused.
+_DECLARES_THETA: Final = frozenset({"bailing_hybrid", "cohere2_moe", "deepseek_v4"})
 
 
 class Transformers5:
@@ -54,6 +56,7 @@ class Transformers5:
         return Reading(
             tables=_tables(rope, family, length),
             max_context=_length(rope),
+            liftable=not _length_counts(rope, family),
             how=("rope_scaling, else rope_parameters; max_position_embeddings",),
         )
 
@@ -65,8 +68,13 @@ def unread_by_5(rope: HfRope, family: Family) -> str | None:
     """Why the configuration class of 5.x doesn't read the settings, if it doesn't: engines that build on it neither."""
     if family.form != "nested" and nested_in_flat(rope.text, ("rope_scaling", "rope_parameters")):
         return "its class of this family doesn't read one dictionary a layer type: it fails, or scales nothing"
+    problem = _mistyped_length(rope, family) or _null_theta(rope, family)
+    if problem is not None:
+        return problem
     for group in rope.groups:
         rope_type = type_of(group.settings)
+        if group.spec is not None and not _names_a_type(group.settings):
+            return "it fails on a rope_type that is empty"
         if rope_type == "yarn" and "factor" not in group.settings:
             return "it fails on yarn without a factor"
         problem = null_original(_standardized(rope, group, family), "llama3", "longrope", "yarn")
@@ -75,6 +83,39 @@ def unread_by_5(rope: HfRope, family: Family) -> str | None:
         if rope_type == "longrope" and family.name in _NEEDS_HEAD_DIM and rope.text.get("head_dim") is None:
             return "its class fails on longrope without a head_dim"
     return None
+
+
+def _mistyped_length(rope: HfRope, family: Family) -> str | None:
+    """Why the class refuses a length: its fields are strict about their types. A missing one has a default."""
+    keys = ("max_position_embeddings", ORIGINAL) if family.form == "phi3" else ("max_position_embeddings",)
+    for key in keys:
+        stated = rope.text.get(key, 1)
+        if type(stated) is not int:
+            return f"its class refuses a {key} of {_json(stated)}: it must be a whole number"
+    return None
+
+
+def _json(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _null_theta(rope: HfRope, family: Family) -> str | None:
+    """Why a base of null counts: it isn't a missing one, for which the class has its own (standardize_rope_params)."""
+    key, text = family.theta_keys[0], rope.text
+    if text.get(key, 1) is not None:
+        return None
+    if family.name in _DECLARES_THETA:
+        return f"its class refuses a {key} of null: it must be a number"
+    if family.labels:
+        return None
+    older, newer = text.get("rope_scaling") or {}, text.get("rope_parameters") or {}
+    own = {**(newer.get(FULL) or {}), **older} if family.form == "nested" else older or newer or family.default_scaling
+    return None if own and "rope_theta" in own else f"a {key} of null leaves it without a base"
+
+
+def _names_a_type(settings: Mapping[str, Any]) -> bool:
+    """Whether the type is stated, or missing for the default: null is looked up as a name (a KeyError)."""
+    return bool(settings["rope_type"] if "rope_type" in settings else settings.get("type", "default"))
 
 
 def _standardized(rope: HfRope, group: RopeGroup, family: Family) -> Mapping[str, Any]:
@@ -136,6 +177,19 @@ def _rotated(group: RopeGroup, rope: HfRope, family: Family) -> RopeSpec:
     if share is None:
         return group.spec
     return msgspec.structs.replace(group.spec, rotary_dim=int(group.spec.head_dim * share))
+
+
+def _length_counts(rope: HfRope, family: Family) -> bool:
+    """Whether the stated length enters the computation: as dynamic's, as an original one, as longrope's factor."""
+    for group in rope.groups:
+        rope_type, settings = type_of(group.settings), _standardized(rope, group, family)
+        if rope_type == "dynamic" or (rope_type == "longrope" and settings.get("attention_factor") is None):
+            return True
+        if rope_type in ("llama3", "longrope", "yarn") and settings.get(ORIGINAL) is None:
+            return True
+        if rope_type == "yarn" and settings.get("factor") is None:
+            return True
+    return False
 
 
 def _length(rope: HfRope) -> int:

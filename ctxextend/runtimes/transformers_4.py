@@ -133,6 +133,7 @@ class _Transformers4:
         return Reading(
             tables=_with_softmax(tables, read, family),
             max_context=_length(rope, read),
+            liftable=not _length_counts(text, read, rules),
             how=("rope_theta and rope_scaling; max_position_embeddings",),
             caution=f"its class came with transformers 4.{classes[0][0]}" if classes[0][0] > rules.first else None,
         )
@@ -460,6 +461,21 @@ def _with_softmax(tables: Mapping[str, RopeTable], read: Mapping[str, Any], fami
         return {label: msgspec.structs.replace(found, softmax_factor=1.0) for label, found in tables.items()}
     factor = mscale(_needed(read, "factor"), _needed(read, "mscale_all_dim")) ** 2
     return {label: msgspec.structs.replace(found, softmax_factor=factor) for label, found in tables.items()}
+
+
+def _length_counts(text: Mapping[str, Any], read: Mapping[str, Any], rules: Rules) -> bool:
+    """Whether the stated length enters the computation (:func:`_scaling`)."""
+    match read.get("rope_type"):
+        case "dynamic":
+            return True
+        case "yarn":
+            return rules.yarn != "as-written" or number(read, ORIGINAL) is None
+        case "longrope":
+            # Only the switch between the lists is left where both of these are stated.
+            stated = number(text, ORIGINAL) is not None and number(read, "attention_factor") is not None
+            return not stated or rules.longrope == "by-lengths"
+        case _:
+            return False
 
 
 def _length(rope: HfRope, read: Mapping[str, Any]) -> int:

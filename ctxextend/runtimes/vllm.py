@@ -122,7 +122,14 @@ def _through_transformers(config: Mapping[str, Any], family: Family, rope: HfRop
             "transformers 5.21: serve with --enforce-eager"
         )
         flags = ("--enforce-eager",)
-    return msgspec.structs.replace(reading, max_context=_max_context(rope, family), caution=caution, flags=flags)
+    return msgspec.structs.replace(
+        reading,
+        max_context=_max_context(rope, family),
+        # Transformers enforces no length; this server does.
+        liftable=is_liftable(rope, family, length),
+        caution=caution,
+        flags=flags,
+    )
 
 
 def group_table(rope: HfRope, group: RopeGroup, way: Way, length: int) -> RopeTable | str:

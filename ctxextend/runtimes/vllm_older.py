@@ -117,7 +117,12 @@ def _through_transformers(config: Mapping[str, Any], family: Family, rope: HfRop
         own = _own(rope, family, "whole", length)
         if own.tables != reading.tables:
             return Reading(unknown="these versions changed from a model file of their own to transformers' code")
-    return msgspec.structs.replace(reading, max_context=_max_context(rope, family), caution=_caution(rope))
+    return msgspec.structs.replace(
+        reading,
+        max_context=_max_context(rope, family),
+        liftable=is_liftable(rope, family, length),
+        caution=_caution(rope),
+    )
 
 
 def _caution(rope: HfRope) -> str | None:

@@ -186,8 +186,11 @@ def run(*args: str | Path, cwd: Path | None = None, code: int | None = None, **e
 
 def driven(script: str, *args: str | Path, **env: str) -> subprocess.Popen[str]:
     """The command in a process of its own, after ``script`` has changed something in it. Not waited for."""
+    # Whoever runs the tests may have been started with these ignored (nohup, a job in the background).
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    heard += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", f"{script}\nfrom ctxextend.cli.main import main\nmain()", *map(str, args)],
+        [sys.executable, "-c", f"{heard}{script}\nfrom ctxextend.cli.main import main\nmain()", *map(str, args)],
         env=environment(**env),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -15,6 +15,7 @@ from ctxextend.runtimes import READERS, Reader, Reading
 from ctxextend.runtimes.mlx_lm import MlxLm
 from ctxextend.runtimes.sglang import Sglang
 from ctxextend.runtimes.transformers import Transformers4, Transformers5
+from ctxextend.runtimes.transformers_4 import OLDER
 from ctxextend.runtimes.vllm import Vllm
 from ctxextend.runtimes.vllm_older import VllmOlder
 from tests.factories import TINY, contents, family_config
@@ -292,3 +293,73 @@ def test_a_foreign_attn_factor_says_what_is_wrong() -> None:
     problem = read(Sglang(), "llama", {**YARN, "attn_factor": "x"}).problem
     assert problem is not None
     assert "attn_factor must be a number" in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"max_position_embeddings": 4096.0}, "max_position_embeddings of 4096.0"),
+        ({"max_position_embeddings": None}, "max_position_embeddings of null"),
+        ({"rope_theta": None}, "rope_theta of null"),
+        ({"rope_scaling": {"rope_type": None, "factor": 2.0}}, "rope_type that is empty"),
+        ({"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}}, "rope_type that is empty"),
+        ({"rope_scaling": {"type": None, "factor": 2.0}}, "rope_type that is empty"),
+        ({"rope_scaling": {"rope_type": "", "factor": 2.0}}, "rope_type that is empty"),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+def test_what_the_classes_of_transformers_5_refuse(family: str, changes: dict[str, Any], why: str) -> None:
+    """Run with 5.23: StrictDataclassFieldValidationError, TypeError (None ** Tensor) and KeyError None."""
+    for reader in (Transformers5(), Vllm(), VllmOlder(), Sglang()):
+        config = family_config(FAMILIES[family], **{"max_position_embeddings": 4096, **changes})
+        assert why in (reader.effective(config, FAMILIES[family], length=4096).problem or ""), reader.runtime
+
+
+def test_null_beside_another_base_or_a_missing_key_is_read_by_transformers_5() -> None:
+    """Run with 5.23: the dictionary's base counts, and the class has a default for what is missing."""
+    row = FAMILIES["llama"]
+    beside = read(Transformers5(), "llama", {**SCALED["linear"], "rope_theta": 10000.0}, rope_theta=None)
+    assert beside.tables[FULL].inv_freq == pytest.approx(paper.interpolated(10000.0, 32, 4.0), rel=1e-9)
+    for key in ("max_position_embeddings", "rope_theta"):
+        config = {k: v for k, v in family_config(row).items() if k != key}
+        assert Transformers5().effective(config, row, length=1024).problem is None
+    assert read(Transformers5(), "apertus", None, rope_scaling={}, rope_theta=None).problem is None
+
+
+@pytest.mark.parametrize(
+    ("reader", "free", "bound"),
+    [
+        (Transformers5(), ("linear", "yarn", "llama3"), ("dynamic", "longrope")),
+        (Transformers4(), ("linear", "yarn", "llama3"), ("dynamic",)),
+        (OLDER[0], ("linear", "llama3"), ("yarn", "dynamic")),
+        (OLDER[1], ("linear", "llama3"), ("yarn", "dynamic")),
+        (MlxLm(), ("linear", "yarn", "llama3"), ("dynamic", "longrope")),
+        (Sglang(), (), ("linear", "yarn", "llama3")),
+        (Vllm(), (), ("linear", "yarn", "llama3")),
+    ],
+    ids=lambda value: getattr(value, "versions", ""),
+)
+def test_who_enforces_no_length(reader: Reader, free: tuple[str, ...], bound: tuple[str, ...]) -> None:
+    """A stated length below what is meant is only stated there, unless a frequency or a temperature comes from it."""
+    for kind in (*free, *bound):
+        found = read(reader, "llama", SCALED[kind], max_position_embeddings=2048)
+        assert found.tables, kind
+        assert found.liftable is (kind in free), kind
+
+
+@pytest.mark.parametrize("reader", [Vllm(), VllmOlder(), Sglang()])
+def test_a_server_that_runs_transformers_code_still_caps(reader: Reader) -> None:
+    seen = 0
+    for family in FAMILIES.values():
+        if family.position != "rope" or family.refusal is not None:
+            continue
+        found = reader.effective(family_config(family), family, length=4096)
+        seen += bool(found.tables)
+        assert not found.liftable, family.name
+    assert seen > 20
+
+
+def test_a_stated_length_does_not_matter_to_yarn_in_older_vllm() -> None:
+    """config/model.py of 0.29: the original length times the factor, 1024 x 4."""
+    for stated in (1024, 2048, 4096, 16384):
+        assert read(VllmOlder(), "llama", YARN, max_position_embeddings=stated).max_context == 4096

@@ -146,7 +146,7 @@ def test_a_refusal_says_how_near_the_nearest_form_comes() -> None:
     worst = max(abs(a - b) / b for a, b in zip(mine, goal, strict=True))
     assert error.found is not None
     assert f"off by {100 * worst:.3g} % at most" in error.found
-    assert f"attention factor {TEMPERATURE:.5g} instead of {TEMPERATURE:.5g}" in error.found
+    assert "attention factor" not in error.found
 
 
 def test_longrope_with_two_lists() -> None:
@@ -316,3 +316,15 @@ def test_any_architecture_is_answered(architecture: str) -> None:
         assert choose(file, LLAMA3).encoding.tensors
     else:
         assert refused(file, LLAMA3).code == "unwritable"
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [Rebase(rope_theta=1e308), Yarn(factor=1e300, original_max_position_embeddings=LENGTH), Linear(factor=1e300)],
+)
+def test_numbers_that_single_precision_cannot_hold_have_no_form(scaling: Scaling) -> None:
+    """The largest single is about 3.4e38: no key and no tensor says these, in no architecture."""
+    for architecture in ("llama", "qwen3", "phi3"):
+        file = gguf(architecture)
+        found = list(encodings(file, read_rope(file), specs_of(file), {FULL: scaling}, target=TARGET))
+        assert [encoding.name for encoding in found if encoding.name in ("native", "theta")] == []

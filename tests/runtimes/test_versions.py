@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ctxextend.errors import UsageError
-from ctxextend.runtimes import readers_of
+from ctxextend.runtimes import gguf_readers_of, readers_of
 from ctxextend.runtimes.versions import covers
 
 
@@ -49,3 +49,22 @@ def test_a_version_that_no_range_holds_is_refused_with_those_that_are() -> None:
     assert caught.value.code == "unknown-version"
     assert caught.value.expected is not None
     assert "4.56-4.57" in caught.value.expected
+
+
+@pytest.mark.parametrize("name", ["llama.cpp@banana", "vllm@", "ollama@", "transformers@", "sglang@x"])
+def test_a_version_that_is_none_is_refused_for_every_runtime(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        readers_of([name])
+    assert caught.value.code == "bad-version"
+
+
+@pytest.mark.parametrize("name", ["", " ", "@5"])
+def test_a_runtime_needs_a_name(name: str) -> None:
+    with pytest.raises(UsageError, match="without a name"):
+        readers_of(["vllm", name])
+
+
+def test_the_case_of_a_name_does_not_count() -> None:
+    assert readers_of(["vLLM", "MLX-LM", "Llama.cpp"]) == readers_of(["vllm", "mlx-lm"])
+    assert readers_of(["SGLang@0.5"]) == readers_of(["sglang"])
+    assert [reader.runtime for reader in gguf_readers_of(["Ollama", "vllm"])] == ["ollama"]
