@@ -17,13 +17,17 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 
 def check_page(found: Check, *, verbose: bool = False) -> RenderableType:
-    """The whole answer; ``verbose`` adds how each runtime comes to its reading."""
+    """The whole answer; ``verbose`` adds what is only for information, and how each runtime comes to its reading."""
     parts: list[RenderableType] = [
         f"[bold]{escape(found.source)}[/] at {found.target_context} tokens, held to {escape(found.against)}",
         Padding(_runtimes(found.runtimes), (1, 0, 0, 0)),
     ]
-    if found.findings:
-        parts.append(Padding(_findings(found.findings), (1, 0, 0, 0)))
+    shown = [finding for finding in found.findings if verbose or finding.severity != "info"]
+    if shown:
+        parts.append(Padding(_findings(shown), (1, 0, 0, 0)))
+    if len(shown) < len(found.findings):
+        more = len(found.findings) - len(shown)
+        parts.append(Padding(f"[dim]{more} more for information: -v shows them[/]", (1, 0, 0, 0)))
     serving = [report for report in found.runtimes if report.required and report.serve is not None]
     if serving:
         parts.append(Padding(_serving(serving), (1, 0, 0, 0)))

@@ -45,7 +45,10 @@ def test_the_page(card: Path) -> None:
     assert f"fix: set max_position_embeddings to {4 * TRAINED}" in ran.out
     assert f"vllm serve {card} --max-model-len 2048" in " ".join(ran.out.split())
     assert "\x1b" not in ran.out
-    assert "rope_scaling" in run("check", card, "-v", code=5).out
+    assert "more for information: -v" in ran.out
+    verbose = run("check", card, "-v", code=5).out
+    assert "rope_scaling" in verbose
+    assert verbose.count("info ") > ran.out.count("info ")
 
 
 def test_what_is_right_ends_with_0(pristine: Path) -> None:
