@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fake_hub import FakeHub, Repository, serve
+from tests.gguf_factory import encode, keys, pair
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "checkpoint"
@@ -92,3 +94,50 @@ def test_a_name_that_is_nowhere(hub: FakeHub, tmp_path: Path) -> None:
     assert error["schema"] == "ctxextend.error/1"
     assert error["code"] == "repo-not-found"
     assert "hint" in error
+
+
+@pytest.fixture
+def ggufs(hub: FakeHub, tmp_path: Path) -> FakeHub:
+    """A repository with three GGUF files of a yarn whose attention factor stands in a dead key."""
+    folder = tmp_path / "ggufs"
+    (folder / "sub").mkdir(parents=True)
+    yarn: dict[str, Any] = {
+        "rope__scaling__type": "yarn",
+        "rope__scaling__factor": 4.0,
+        "rope__scaling__original_context_length": 1024,
+        "rope__scaling__yarn_attn_factor": 1.0,
+        "context_length": 4096,
+    }
+    whole = encode([pair(key, content) for key, content in keys(**yarn).items()])
+    for name in ("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "sub/tiny-q8_0-more.gguf"):
+        (folder / name).write_bytes(whole)
+    hub.repositories["org/ggufs"] = Repository(commits={COMMIT: folder}, branches={"main": COMMIT})
+    return hub
+
+
+@pytest.mark.parametrize(
+    "named", ["org/ggufs:q4_k_m", "org/ggufs/tiny-Q8_0.gguf", "hf://org/ggufs/sub/tiny-q8_0-more.gguf"]
+)
+def test_check_reads_a_gguf_of_the_hub(named: str, ggufs: FakeHub, tmp_path: Path) -> None:
+    done = ctxextend(ggufs, tmp_path, "check", named, "--json")
+    assert done.returncode == 5, done.stderr
+    found = json.loads(done.stdout)
+    assert "dead-keys" in [finding["code"] for finding in found["findings"]]
+    assert found["target_context"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("named", "code", "said"),
+    [
+        ("org/ggufs:Q8_0", 2, "tiny-Q8_0.gguf"),
+        ("org/ggufs:Q2_K", 1, "no such GGUF file"),
+        ("org/ggufs/none.gguf", 1, "tiny-Q4_K_M.gguf"),
+        ("org/demo:Q8_0", 1, "it has none"),
+    ],
+)
+def test_a_gguf_of_the_hub_that_is_not_one_file(
+    named: str, code: int, said: str, ggufs: FakeHub, tmp_path: Path
+) -> None:
+    done = ctxextend(ggufs, tmp_path, "check", named)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr

@@ -9,18 +9,22 @@ from msgspec import Struct
 from ctxextend.checkpoint.directory import read_directory
 from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.contents import Contents
-from ctxextend.errors import CheckpointError, RefusedError, UsageError
+from ctxextend.errors import CheckpointError, UsageError
 
 __all__ = ["Source", "folder_of", "read", "resolve"]
 
 
 class Source(Struct, frozen=True, kw_only=True):
-    """What the user named: a folder, a GGUF file, or a repository with a revision. ``given``: how it was spelled."""
+    """What the user named: a folder, a GGUF file, or a repository with a revision. ``given``: how it was spelled.
+
+    ``gguf`` names a GGUF of the repository, by its path or its quantisation.
+    """
 
     given: str
     folder: Path | None = None
     file: Path | None = None
     repo_id: str | None = None
+    gguf: str | None = None
     revision: str | None = None
     token: str | None = None
     cache_dir: Path | None = None
@@ -46,14 +50,9 @@ def resolve(
             return Source(given=given, file=path)
         return Source(given=given, folder=_folder(path))
     name, _at, inner = given.removeprefix("hf://").partition("@")
-    if _names_gguf(given, name):
-        raise RefusedError(
-            "this version reads GGUF files from disk only, not from the Hub",
-            code="gguf",
-            file=given,
-            expected="a .gguf file that is there, or a repository of safetensors",
-            hint=f"hf download {_repository(name)} --include '*.gguf' --local-dir . fetches its GGUF files",
-        )
+    gguf = _gguf_of(given, name)
+    if gguf is not None:
+        name = gguf[0]
     if given.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
         raise CheckpointError(
             "there is no such checkpoint",
@@ -65,7 +64,14 @@ def resolve(
         )
     if inner and revision and inner != revision:
         raise UsageError("two revisions are named", code="bad-option", found=f"@{inner} and --revision {revision}")
-    return Source(given=given, repo_id=name, revision=inner or revision, token=token, cache_dir=cache_dir)
+    return Source(
+        given=given,
+        repo_id=name,
+        gguf=gguf[1] if gguf is not None else None,
+        revision=inner or revision,
+        token=token,
+        cache_dir=cache_dir,
+    )
 
 
 def read(source: Source) -> Contents:
@@ -74,9 +80,17 @@ def read(source: Source) -> Contents:
         return read_directory(source.folder, source=source.given)
     if source.file is not None:
         return read_gguf(source.file, source=source.given)
-    from ctxextend.checkpoint.hub import read_hub
+    from ctxextend.checkpoint.hub import read_hub, read_hub_gguf
 
     assert source.repo_id is not None
+    if source.gguf is not None:
+        return read_hub_gguf(
+            source.repo_id,
+            source.gguf,
+            revision=source.revision,
+            token=source.token,
+            cache_dir=source.cache_dir,
+        )
     return read_hub(source.repo_id, revision=source.revision, token=source.token, cache_dir=source.cache_dir)
 
 
@@ -109,13 +123,14 @@ def _folder(path: Path) -> Path:
     )
 
 
-def _names_gguf(given: str, name: str) -> bool:
-    """Whether this names a GGUF of a repository: ``org/name/file.gguf`` or ``org/name:Q4_K_M``."""
+def _gguf_of(given: str, name: str) -> tuple[str, str] | None:
+    """The repository and what names a GGUF in it: ``org/name/file.gguf`` or ``org/name:Q4_K_M``."""
     if given.startswith(("/", "./", "../", "~")):
-        return False
+        return None
     parts = name.split("/")
-    return (len(parts) > 2 and name.endswith(".gguf")) or (len(parts) == 2 and ":" in parts[1])
-
-
-def _repository(name: str) -> str:
-    return "/".join(name.partition(":")[0].split("/")[:2])
+    if len(parts) > 2 and name.endswith(".gguf"):
+        return "/".join(parts[:2]), "/".join(parts[2:])
+    repository, colon, quantisation = name.partition(":")
+    if len(parts) == 2 and colon and quantisation:
+        return repository, quantisation
+    return None

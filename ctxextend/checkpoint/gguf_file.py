@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ctxextend.checkpoint.gguf_header import Header, read_floats, read_header
+from ctxextend.checkpoint.gguf_header import read_floats, read_header
+from ctxextend.checkpoint.safetensors_header import ReadRange
 from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
 from ctxextend.errors import CheckpointError
 
@@ -27,21 +30,53 @@ def read_gguf(path: Path, *, source: str | None = None) -> Contents:
     Raises :class:`CheckpointError` naming the file for anything broken.
     """
     shards, missing = _shards(path)
-    headers = [_header(shard) for shard in shards]
-    main = headers[0]
+    with ExitStack() as opened:
+        parts = [_opened(opened, shard) for shard in shards]
+        try:
+            found = gguf_contents(parts, name=name_of(path.name), source=source or str(path))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return msgspec.structs.replace(found, notes=_notes(missing))
+
+
+def gguf_contents(
+    parts: Sequence[tuple[FileInfo, ReadRange]], *, name: str, source: str, revision: str | None = None
+) -> Contents:
+    """What the files of a GGUF checkpoint hold, the first one first, wherever they are read from."""
+    headers = [read_header(file.path, file.size_bytes, read) for file, read in parts]
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     _check_unique(tensors)
-    match = _SHARD.fullmatch(path.name)
+    factors = {
+        tensor.name: read_floats(header, tensor.name, read)
+        for header, (_file, read) in zip(headers, parts, strict=True)
+        for tensor in header.tensors
+        if tensor.name in FACTOR_TENSORS
+    }
     return Contents(
-        name=match["name"] if match is not None else path.stem,
-        source=source or str(path),
+        name=name,
+        source=source,
+        revision=revision,
         storage="gguf",
-        files=tuple(FileInfo(path=shard.name, size_bytes=shard.stat().st_size) for shard in shards),
+        files=tuple(file for file, _read in parts),
         documents={},
         tensors=tensors,
-        notes=_notes(missing),
-        gguf=msgspec.structs.replace(main.gguf, factors=_factors(shards, headers)),
+        gguf=msgspec.structs.replace(headers[0].gguf, factors=factors),
     )
+
+
+def name_of(file: str) -> str:
+    """What an output is named after: the file, without its number where it is split."""
+    match = _SHARD.fullmatch(file)
+    return match["name"] if match is not None else file.removesuffix(".gguf")
+
+
+def shard_names(file: str) -> list[str]:
+    """The names of all files of the checkpoint that ``file`` belongs to; itself where it isn't split."""
+    match = _SHARD.fullmatch(file)
+    if match is None:
+        return [file]
+    count = int(match["count"])
+    return [f"{match['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
 
 
 def _shards(path: Path) -> tuple[list[Path], list[str]]:
@@ -59,7 +94,7 @@ def _shards(path: Path) -> tuple[list[Path], list[str]]:
             found=match["number"],
         )
     present = {file.name for file in path.parent.iterdir()}
-    names = [f"{match['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    names = shard_names(path.name)
     if names[0] not in present:
         raise CheckpointError(
             "the first file of a split GGUF is missing, and with it all settings",
@@ -73,28 +108,13 @@ def _shards(path: Path) -> tuple[list[Path], list[str]]:
     return shards, [name for name in names if name not in present]
 
 
-def _header(path: Path) -> Header:
+def _opened(stack: ExitStack, path: Path) -> tuple[FileInfo, ReadRange]:
     try:
-        with path.open("rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            return read_header(path.name, size, partial(_pread, handle.fileno()))
+        handle = stack.enter_context(path.open("rb"))
+        size = os.fstat(handle.fileno()).st_size
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def _factors(shards: list[Path], headers: list[Header]) -> dict[str, tuple[float, ...] | None]:
-    factors: dict[str, tuple[float, ...] | None] = {}
-    for path, header in zip(shards, headers, strict=True):
-        names = [tensor.name for tensor in header.tensors if tensor.name in FACTOR_TENSORS]
-        if not names:
-            continue
-        try:
-            with path.open("rb") as handle:
-                read = partial(_pread, handle.fileno())
-                factors |= {name: read_floats(header, name, read) for name in names}
-        except OSError as error:
-            raise _unreadable(path, error) from error
-    return factors
+    return FileInfo(path=path.name, size_bytes=size), partial(_pread, handle.fileno())
 
 
 def _pread(descriptor: int, offset: int, count: int) -> bytes:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,7 @@ from ctxextend.checkpoint.documents import (
     truncation_of,
     weight_files,
 )
+from ctxextend.checkpoint.gguf_file import gguf_contents, name_of, read_gguf, shard_names
 from ctxextend.checkpoint.safetensors_header import read_header
 from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
 from ctxextend.errors import CheckpointError, HubError, UsageError
@@ -111,6 +113,62 @@ def read_hub(
     repository = _repository(repo_id, revision, token, cache_dir)
     with _explained(repository):
         return _read_cached(repository) if is_offline_mode() else _read_online(repository)
+
+
+def read_hub_gguf(
+    repo_id: str, named: str, *, revision: str | None = None, token: str | None = None, cache_dir: Path | None = None
+) -> Contents:
+    """A GGUF checkpoint of a repository: its path, or its quantisation such as ``Q4_K_M``; headers alone.
+
+    Raises as :func:`read_hub`, and :class:`UsageError` where several files have that quantisation.
+    """
+    from huggingface_hub import is_offline_mode
+
+    repository = _repository(repo_id, revision, token, cache_dir)
+    with _explained(repository):
+        if is_offline_mode():
+            return read_gguf(_cached(repository, repository.revision, named), source=f"{repo_id}/{named}")
+        commit, files = _listing(repository)
+        held = {file.path: file for file in files}
+        path = _gguf_path(held, named)
+        folder = path.rpartition("/")[0]
+        names = (f"{folder}/{name}" if folder else name for name in shard_names(PurePosixPath(path).name))
+        parts = [(held[name], partial(_fetch, repository, commit, name)) for name in names if name in held]
+        name = name_of(PurePosixPath(path).name)
+        return gguf_contents(parts, name=name, source=f"{repo_id}/{path}", revision=commit)
+
+
+def _gguf_path(held: Mapping[str, FileInfo], named: str) -> str:
+    """The file that a path or a quantisation names; of a split one, its first file."""
+    files = [
+        path for path in held if path.endswith(".gguf") and not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", path)
+    ]
+    if named.endswith(".gguf"):
+        found = [path for path in files if path == named]
+    else:
+        quantisation = re.compile(rf"(^|[-._/]){re.escape(named)}([-._/]|$)", re.IGNORECASE)
+        found = [path for path in files if quantisation.search(path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"several GGUF files are {named}",
+            code="several-files",
+            expected="one file",
+            found=", ".join(found),
+            hint="name it by its path: org/name/FILE.gguf",
+        )
+    raise CheckpointError(
+        "the repository has no such GGUF file",
+        code="no-source",
+        file=named,
+        expected=", ".join(files) or "a GGUF file, and it has none",
+        found="none of that name",
+    )
+
+
+def _fetch(repository: _Repository, commit: str, name: str, offset: int, count: int) -> bytes:
+    return _fetch_range(repository, commit, name, offset, offset + count)
 
 
 def download(

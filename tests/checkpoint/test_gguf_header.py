@@ -353,12 +353,18 @@ def test_what_can_not_be_done_yet_is_refused(tmp_path: Path) -> None:
     assert f"ctxextend check {path}" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("given", ["org/name/file.gguf", "hf://org/name/sub/file.gguf", "org/name:Q4_K_M"])
-def test_a_file_of_the_hub_is_refused(given: str) -> None:
-    with pytest.raises(RefusedError) as caught:
-        resolve(given)
-    assert caught.value.code == "gguf"
-    assert "org/name " in str(caught.value.hint)
+@pytest.mark.parametrize(
+    ("given", "repository", "named"),
+    [
+        ("org/name/file.gguf", "org/name", "file.gguf"),
+        ("hf://org/name/sub/file.gguf@main", "org/name", "sub/file.gguf"),
+        ("org/name:Q4_K_M", "org/name", "Q4_K_M"),
+        ("org/name@v1", "org/name", None),
+    ],
+)
+def test_a_file_of_the_hub_is_named(given: str, repository: str, named: str | None) -> None:
+    source = resolve(given)
+    assert (source.repo_id, source.gguf) == (repository, named)
 
 
 def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
