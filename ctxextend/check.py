@@ -40,10 +40,9 @@ def meant_by(contents: Contents, inspection: Inspection) -> Meant | None:
     config = apply_edits(contents.config, () if lost is None else (lost,))
     rope = read_rope(config, family)
     target = length_meant(inspection, rope)
-    tables = tables_meant(config, family, rope, target)
+    tables, problem = tables_meant(config, family, rope, target)
     if not tables:
         return None
-    problem = Transformers5().effective(config, family, length=target).problem
     return Meant(
         tables=tables,
         target=target,
@@ -54,11 +53,13 @@ def meant_by(contents: Contents, inspection: Inspection) -> Meant | None:
     )
 
 
-def tables_meant(config: Mapping[str, Any], family: Family, rope: HfRope, target: int) -> dict[str, RopeTable]:
-    """What current transformers reads, which is what a config means; what it says, where that fails."""
+def tables_meant(
+    config: Mapping[str, Any], family: Family, rope: HfRope, target: int
+) -> tuple[dict[str, RopeTable], str | None]:
+    """What current transformers reads, which is what a config means; what it says where that fails, and why it does."""
     reading = Transformers5().effective(config, family, length=target)
     own = {g.label: table(g.spec, g.scaling, length=target) for g in rope.groups if g.spec is not None}
-    return dict(reading.tables or own)
+    return dict(reading.tables or own), reading.problem
 
 
 def meant_by_plan(plan: Plan, source: str) -> Meant:

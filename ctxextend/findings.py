@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -15,24 +15,12 @@ from msgspec import Struct
 from ctxextend.comparison import Comparison, compare
 from ctxextend.faults import Fault, Level
 from ctxextend.rope import RopeTable
-from ctxextend.runtimes import Evidence, Reading
+from ctxextend.runtimes import Reading
+from ctxextend.runtimes.base import Runtime
 
 SCHEMA: Final = "ctxextend.check/1"
 
 _ORDER: Final[Mapping[Level, int]] = {"error": 0, "warning": 1, "info": 2}
-
-
-class Runtime(Protocol):
-    """What a report needs of a reader, of either format."""
-
-    @property
-    def runtime(self) -> str: ...
-    @property
-    def versions(self) -> str: ...
-    @property
-    def evidence(self) -> Evidence: ...
-
-    def serve(self, source: str, reading: Reading, *, length: int) -> str: ...
 
 
 class Meant(Struct, frozen=True, kw_only=True):

@@ -75,7 +75,7 @@ def make_repair(
     rope = read_rope(config, family)
     _refuse_two_readings(rope)
     target = length_meant(inspection, rope)
-    meant = tables_meant(config, family, rope, target)
+    meant, _problem = tables_meant(config, family, rope, target)
     ropes = [(group, group.spec) for group in rope.groups if group.spec is not None]
     scaled = {group.label: group.scaling for group, _spec in ropes if group.scaling is not None}
     scalings = scaled or {group.label: Rebase(rope_theta=spec.rope_theta) for group, spec in ropes}

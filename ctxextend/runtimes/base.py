@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from ctxextend.errors import CtxextendError
 from ctxextend.families import Family
+from ctxextend.formats.hf_read import HfRope, RopeGroup
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeTable
 from ctxextend.scaling import LongRope, Scaling, Yarn, longrope_attention_factor, mscale
@@ -50,8 +51,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...] = ()
 
 
-class Reader(Protocol):
-    """One runtime over one range of versions. ``current``: a bare runtime name means it."""
+class Runtime(Protocol):
+    """One runtime over one range of versions, of either format. ``current``: a bare runtime name means it."""
 
     @property
     def runtime(self) -> str: ...
@@ -62,11 +63,28 @@ class Reader(Protocol):
     @property
     def evidence(self) -> Evidence: ...
 
-    def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading: ...
-
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
         """The command (or snippet) that serves ``source`` at ``length`` tokens, given what the reader reads of it."""
         ...
+
+
+class Reader(Runtime, Protocol):
+    """A runtime that reads config.json."""
+
+    def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading: ...
+
+
+def tables_of(rope: HfRope, read: Callable[[RopeGroup], RopeTable | str]) -> dict[str, RopeTable] | str:
+    """The table of every group of layers with a rope, by ``read``; the first of its complaints instead."""
+    tables = {}
+    for group in rope.groups:
+        if group.spec is None:
+            continue
+        found = read(group)
+        if isinstance(found, str):
+            return found
+        tables[group.label] = found
+    return tables
 
 
 def serve_command(*words: str, environment: str = "") -> str:

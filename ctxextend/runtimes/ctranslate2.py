@@ -17,7 +17,13 @@ import msgspec
 from ctxextend.families import Family
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
 from ctxextend.rope import RopeTable
-from ctxextend.runtimes.base import Evidence, Reading, answered, number
+from ctxextend.runtimes.base import (
+    Evidence,
+    Reading,
+    answered,
+    number,
+    tables_of,
+)
 from ctxextend.scaling import Linear, table
 
 #: Loaders with ``get_rotary_params``, and the base that each takes where the settings hold none.
@@ -56,14 +62,9 @@ class CTranslate2:
             return Reading(problem=_FAILS[family.name])
         if family.name not in _READS and family.name not in _FIXED:
             return Reading(absent=True, problem="no conversion is registered for this family")
-        tables = {}
-        for group in rope.groups:
-            if group.spec is None:
-                continue
-            read = _group(group, family)
-            if isinstance(read, str):
-                return Reading(problem=read)
-            tables[group.label] = read
+        tables = tables_of(rope, lambda group: _group(group, family))
+        if isinstance(tables, str):
+            return Reading(problem=tables)
         return Reading(
             tables=tables,
             max_context=rope.max_position_embeddings,

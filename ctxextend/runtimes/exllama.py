@@ -25,6 +25,7 @@ from ctxextend.runtimes.base import (
     answered,
     number,
     stated_length,
+    tables_of,
     with_temperature,
 )
 from ctxextend.runtimes.longrope_lists import one_list
@@ -151,14 +152,9 @@ class ExLlamaV3:
         problem = _v3_fails(rope.text, family)
         if problem is not None:
             return Reading(problem=problem)
-        tables = {}
-        for group in rope.groups:
-            if group.spec is None:
-                continue
-            read = _v3_group(rope, group, family)
-            if isinstance(read, str):
-                return Reading(problem=read)
-            tables[group.label] = read
+        tables = tables_of(rope, lambda group: _v3_group(rope, group, family))
+        if isinstance(tables, str):
+            return Reading(problem=tables)
         return Reading(
             tables=tables,
             max_context=rope.max_position_embeddings,
@@ -331,14 +327,9 @@ class ExLlamaV2:
         settings = rope.text.get("rope_scaling") or {}
         longest = stated_length(rope.text, _V2_LENGTH_KEYS, 2048)
         assert longest is not None
-        tables = {}
-        for group in rope.groups:
-            if group.spec is None:
-                continue
-            read = _v2_table(rope, group.spec, settings, longest)
-            if isinstance(read, str):
-                return Reading(problem=read)
-            tables[group.label] = read
+        tables = tables_of(rope, lambda group: _v2_table(rope, group, settings, longest))
+        if isinstance(tables, str):
+            return Reading(problem=tables)
         return Reading(
             tables=tables,
             max_context=longest,
@@ -353,16 +344,17 @@ class ExLlamaV2:
         )
 
 
-def _v2_table(rope: HfRope, spec: RopeSpec, settings: Mapping[str, Any], longest: int) -> RopeTable | str:
+def _v2_table(rope: HfRope, group: RopeGroup, settings: Mapping[str, Any], longest: int) -> RopeTable | str:
+    assert group.spec is not None
     older, newer = settings.get("type"), settings.get("rope_type")
     if older and newer:
         return "it fails on a rope_scaling with both type and rope_type"
     theta = number(rope.text, "rope_theta")
     partial = number(rope.text, "partial_rotary_factor")
-    rotary = int(spec.head_dim * (1.0 if partial is None else partial))
-    if rotary != spec.rotary_dim:
+    rotary = int(group.spec.head_dim * (1.0 if partial is None else partial))
+    if rotary != group.spec.rotary_dim:
         return _OTHER_PART
-    spec = msgspec.structs.replace(spec, rope_theta=10000.0 if theta is None else theta)
+    spec = msgspec.structs.replace(group.spec, rope_theta=10000.0 if theta is None else theta)
     match older or newer:
         case "linear":
             return table(spec, Linear(factor=number(settings, "factor") or 1.0))

@@ -5,25 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from ctxextend.contents import Gguf
-from ctxextend.runtimes.base import Evidence, Reading
+from ctxextend.runtimes.base import Reading, Runtime
 
 
-class GgufReader(Protocol):
-    """One runtime over one range of versions. ``current``: a bare runtime name means it."""
-
-    @property
-    def runtime(self) -> str: ...
-    @property
-    def versions(self) -> str: ...
-    @property
-    def current(self) -> bool: ...
-    @property
-    def evidence(self) -> Evidence: ...
+class GgufReader(Runtime, Protocol):
+    """A runtime that reads GGUF files."""
 
     def effective(self, gguf: Gguf, *, length: int) -> Reading:
         """What it makes of a file that is served at ``length`` tokens."""
-        ...
-
-    def serve(self, source: str, reading: Reading, *, length: int) -> str:
-        """What serves the file ``source`` at ``length`` tokens, given what the reader reads of it."""
         ...

@@ -27,6 +27,7 @@ from ctxextend.runtimes.base import (
     ratio_temperature,
     serve_command,
     stated_length,
+    tables_of,
     with_temperature,
     without_factor,
     yarn_pair_temperature,
@@ -90,14 +91,9 @@ class Sglang:
             # Transformers enforces no length; this server does.
             limited = msgspec.structs.replace(reading, max_context=longest, liftable=False)
             return limited if reading.tables else reading
-        tables = {}
-        for group in rope.groups:
-            if group.spec is None:
-                continue
-            read = _group(rope, group, family, way, length)
-            if isinstance(read, str):
-                return Reading(problem=read)
-            tables[group.label] = read
+        tables = tables_of(rope, lambda group: _group(rope, group, family, way, length))
+        if isinstance(tables, str):
+            return Reading(problem=tables)
         return Reading(
             tables=tables,
             max_context=longest,

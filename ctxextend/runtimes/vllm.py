@@ -25,6 +25,7 @@ from ctxextend.runtimes.base import (
     number,
     ratio_temperature,
     serve_command,
+    tables_of,
     with_temperature,
     without_factor,
 )
@@ -74,14 +75,9 @@ class Vllm:
             return Reading(problem=problem)
         if way == "transformers":
             return _through_transformers(config, family, rope, length)
-        tables = {}
-        for group in rope.groups:
-            if group.spec is None:
-                continue
-            read = without_factor(group.settings) or group_table(rope, group, way, length)
-            if isinstance(read, str):
-                return Reading(problem=read)
-            tables[group.label] = read
+        tables = tables_of(rope, lambda group: without_factor(group.settings) or group_table(rope, group, way, length))
+        if isinstance(tables, str):
+            return Reading(problem=tables)
         longest, rows = _max_context(rope, family), rows_of(rope)
         how: tuple[str, ...] = ("transformers 5's rope_parameters; the smallest stated length",)
         if rows is not None and rows < longest:

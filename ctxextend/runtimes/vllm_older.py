@@ -16,7 +16,15 @@ from ctxextend.families import Family
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeTable
-from ctxextend.runtimes.base import Evidence, Reading, answered, number, with_temperature, without_factor
+from ctxextend.runtimes.base import (
+    Evidence,
+    Reading,
+    answered,
+    number,
+    tables_of,
+    with_temperature,
+    without_factor,
+)
 from ctxextend.runtimes.engine_families import UNESTABLISHED, in_a_wrapper, weighs_the_ramp
 from ctxextend.runtimes.latent import latent_table
 from ctxextend.runtimes.transformers import Transformers5, unread_by_5
@@ -65,14 +73,9 @@ class VllmOlder:
 
 
 def _own(rope: HfRope, family: Family, way: Way, length: int) -> Reading:
-    tables = {}
-    for group in rope.groups:
-        if group.spec is None:
-            continue
-        read = without_factor(group.settings) or _group(rope, group, way, length)
-        if isinstance(read, str):
-            return Reading(problem=read)
-        tables[group.label] = read
+    tables = tables_of(rope, lambda group: without_factor(group.settings) or _group(rope, group, way, length))
+    if isinstance(tables, str):
+        return Reading(problem=tables)
     return Reading(
         tables=tables,
         max_context=_max_context(rope, family),
