@@ -200,6 +200,18 @@ class Gguf(Struct, frozen=True, kw_only=True):
         return {key: entry.value for key, entry in self.values.items()}
 
 
+class GgufEdits(Struct, frozen=True, kw_only=True):
+    """Changes of a GGUF file. Keys that are set stay where they stand, new ones come last; ``removed`` go.
+
+    ``tensors`` are small F32 ones of one dimension, replaced or added last; ``removed_tensors`` go.
+    """
+
+    keys: Mapping[str, GgufValue] = {}
+    removed: tuple[str, ...] = ()
+    tensors: Mapping[str, tuple[float, ...]] = {}
+    removed_tensors: tuple[str, ...] = ()
+
+
 class Contents(Struct, frozen=True, kw_only=True):
     """A checkpoint, read: its files, its JSON documents and the headers of its weights.
 

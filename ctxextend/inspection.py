@@ -5,15 +5,15 @@ Pure. Numbers that a person could dispute come with a note that says how they ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from ctxextend.contents import Contents, Note, Storage
 from ctxextend.errors import RefusedError
-from ctxextend.families import Family, Form, Origin, Position, find_family
+from ctxextend.families import Family, Origin, Position, find_family
 from ctxextend.formats.hf_layers import whole_number
 from ctxextend.formats.hf_read import HfRope, RopeGroup, lost_theta, read_rope, text_config
 from ctxextend.formats.json_edit import Edit, apply_edits
@@ -27,6 +27,21 @@ from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Rebase, Scaling
 
 #: What a scaling in a checkpoint is: trained in, added afterwards, or written by ctxextend.
 GroupOrigin = Literal["trained", "bolted-on", "ours", "undecided"]
+
+
+class Layers(Protocol):
+    """A group of layers as a format reads it: its rope and window in tokens, either None where it has none."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def spec(self) -> RopeSpec | None: ...
+    @property
+    def scaling(self) -> Scaling | None: ...
+    @property
+    def window(self) -> int | None: ...
 
 
 class Group(Struct, frozen=True, kw_only=True):
@@ -126,7 +141,14 @@ def inspect(
     origins = {group.label: _origin(group, row, base) for group in rope.groups}
     trained, found = _trained(rope, row, record, origins=origins, override=original_context)
     notes += found
-    groups = _groups(current, rope, record=record, origins=origins, trained=trained, form=row.form)
+    groups = groups_of(
+        current.groups,
+        rope.groups,
+        record_method=record.method if record is not None else None,
+        origins=origins,
+        trained=trained,
+        apart=row.form == "nested",
+    )
     notes += (*_about(row, contents, config, groups), *_about_lengths(current, record))
     return Inspection(
         name=contents.name,
@@ -139,7 +161,7 @@ def inspect(
         parameters=count_parameters(contents, config),
         size_bytes=contents.size_bytes,
         weight_bytes=contents.weight_bytes,
-        dtypes=_dtypes(contents),
+        dtypes=dtypes_of(contents),
         quantisation=quantisation(config),
         tied_embeddings=_tied(contents, config, text),
         trained_context=trained,
@@ -345,30 +367,35 @@ def _known(how: str, tokens: int) -> Note:
     return Note(code="trained-context", message=f"trained context {tokens}: {how}")
 
 
-def _groups(
-    current: HfRope,
-    rope: HfRope,
+def groups_of(
+    current: Sequence[Layers],
+    before: Sequence[Layers],
     *,
-    record: Record | None,
+    record_method: str | None,
     origins: Mapping[str, Origin | None],
     trained: int,
-    form: Form,
+    apart: bool,
 ) -> tuple[Group, ...]:
-    before = {group.label: group for group in rope.groups}
-    full = {g.label for g in rope.groups if g.spec is not None and (g.window is None or g.window >= trained)}
+    """The groups as they stand, each with its base from ``before`` an earlier conversion of ours.
+
+    ``record_method`` is that conversion's; ``apart``: windowed layers have a rope of their own. ``trained``
+    counts tokens.
+    """
+    bases = {group.label: group for group in before}
+    full = {g.label for g in before if g.spec is not None and (g.window is None or g.window >= trained)}
     groups = []
-    for group in current.groups:
-        base = before.get(group.label, group)
+    for group in current:
+        base = bases.get(group.label, group)
         origin = origins.get(base.label)
         # One rope for the whole model can't be kept for some layers; a rope a layer type can.
-        extendable = group.label in full or (bool(full) and form != "nested" and base.spec is not None)
+        extendable = group.label in full or (bool(full) and not apart and base.spec is not None)
         groups.append(
             Group(
                 label=group.label,
                 layers=group.layers,
                 spec=group.spec,
                 scaling=group.scaling,
-                origin=_shown_origin(group, base, origin, record),
+                origin=_shown_origin(group, base, origin, record_method),
                 window=group.window,
                 base=_base(base, origin, trained),
                 extendable=extendable,
@@ -378,19 +405,19 @@ def _groups(
 
 
 def _shown_origin(
-    group: RopeGroup, base: RopeGroup, origin: Origin | None, record: Record | None
+    group: Layers, base: Layers, origin: Origin | None, record_method: str | None
 ) -> GroupOrigin | None:
     changed = (group.scaling, group.spec) != (base.scaling, base.spec)
     # What was bolted on is taken off first: where it stands all the same, it was written anew.
-    anew = origin == "bolted-on" and record is not None and record.method != "none"
-    if record is not None and (changed or anew):
+    anew = origin == "bolted-on" and record_method not in (None, "none")
+    if record_method is not None and (changed or anew):
         return "ours"
     if group.scaling is None:
         return None
     return origin or "undecided"
 
 
-def _base(group: RopeGroup, origin: Origin | None, trained: int) -> Base | None:
+def _base(group: Layers, origin: Origin | None, trained: int) -> Base | None:
     if group.spec is None:
         return None
     match group.scaling, origin:
@@ -430,7 +457,7 @@ def _about_lengths(current: HfRope, record: Record | None) -> tuple[Note, ...]:
 def _about(
     family: Family, contents: Contents, config: Mapping[str, Any], groups: tuple[Group, ...]
 ) -> tuple[Note, ...]:
-    notes = [_said_origin(group) for group in groups]
+    notes = [said_origin(group) for group in groups]
     windowed = [group for group in groups if group.window is not None]
     for group in windowed:
         changed = "is extended" if len(groups) == 1 else "is changed with the others: the config holds one rope"
@@ -472,7 +499,8 @@ def _about(
     return tuple(note for note in notes if note is not None)
 
 
-def _said_origin(group: Group) -> Note | None:
+def said_origin(group: Group) -> Note | None:
+    """What an extension does with the scaling that a group has."""
     match group.origin:
         case "trained":
             said = "it was trained in and is part of the base"
@@ -494,7 +522,7 @@ def _current_context(rope: HfRope) -> int:
     return rope.max_position_embeddings
 
 
-def _dtypes(contents: Contents) -> dict[str, int]:
+def dtypes_of(contents: Contents) -> dict[str, int]:
     """Bytes a dtype."""
     sizes: dict[str, int] = {}
     for tensor in contents.tensors:
@@ -530,7 +558,7 @@ def _without_rope(contents: Contents, config: Mapping[str, Any], family: Family,
         parameters=count_parameters(contents, config),
         size_bytes=contents.size_bytes,
         weight_bytes=contents.weight_bytes,
-        dtypes=_dtypes(contents),
+        dtypes=dtypes_of(contents),
         quantisation=quantisation(config),
         tied_embeddings=_tied(contents, config, config),
         trained_context=context,

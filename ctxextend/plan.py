@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ctxextend.changes import Action, EditJson, actions_of, digest_of, side_edits, with_record
 from ctxextend.contents import Contents
-from ctxextend.encoding import PlanWarning, Verdict, judge, warnings_of
+from ctxextend.encoding import Chosen, PlanWarning, Verdict, judge, warnings_of
 from ctxextend.errors import RefusedError
 from ctxextend.faults import Subject, faults
 from ctxextend.formats.hf_read import read_rope
@@ -28,7 +28,7 @@ from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.record import path_of
 from ctxextend.rope import RopeTable
 from ctxextend.scaling import Scaling, table
-from ctxextend.solving import Solution, solve, wanted_bases
+from ctxextend.solving import Solution, config_chooser, solve, wanted_bases
 from ctxextend.version import VERSION
 
 SCHEMA: Final = "ctxextend.plan/1"
@@ -108,7 +108,9 @@ def make_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Pla
     wanted = wanted_bases(inspection, recipe)
     if not wanted:
         return _lengths_only(contents, inspection, recipe, target, windows)
-    solution, reasons = solve(inspection, recipe, wanted, target, factor, windows)
+    solution, reasons = solve(
+        recipe, wanted, target, factor, config_chooser(inspection, recipe, wanted, target, windows)
+    )
     return _assemble(contents, inspection, recipe, target=target, solution=solution, windows=windows, reasons=reasons)
 
 
@@ -167,7 +169,7 @@ def _assemble(
     recipe: Recipe,
     *,
     target: int,
-    solution: Solution,
+    solution: Solution[Chosen],
     windows: tuple[Edit, ...],
     reasons: tuple[str, ...],
 ) -> Plan:
@@ -179,6 +181,7 @@ def _assemble(
     digest = digest_of(inspection, edits, method=solution.method, trained=trained, target=target)
     final = with_record(contents, inspection, edits, digest, method=solution.method, target=target)
     warnings = (
+        *solution.warnings,
         *solution.chosen.warnings,
         *_warnings(inspection, target=target, fine_tune=recipe.fine_tune),
         *_faults_written(contents, inspection, final, target),
@@ -320,7 +323,7 @@ def edits_of(plan: Plan) -> dict[str, tuple[Edit, ...]]:
     return {file: tuple(changes) for file, changes in edits.items()}
 
 
-def _planned(group: Group, solution: Solution | None, target: int) -> PlannedGroup:
+def _planned(group: Group, solution: Solution[Chosen] | None, target: int) -> PlannedGroup:
     if group.spec is None:
         return PlannedGroup(label=group.label, layers=group.layers, extended=False, before=None, after=None)
     was = State(

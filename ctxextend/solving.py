@@ -1,9 +1,12 @@
-"""From a recipe to a scaling that the runtimes can read: methods tried in order, each by its variants."""
+"""From a recipe to a scaling that the runtimes can read: methods tried in order, each by its variants.
+
+How a scaling is written, and which form is taken, is the format's business: a :class:`Chooser` answers that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -21,14 +24,21 @@ from ctxextend.recipe import Recipe
 from ctxextend.runtimes import DEFAULT_RUNTIMES
 from ctxextend.scaling import Scaling, table
 
+Form = TypeVar("Form")
 
-class Solution(Struct, frozen=True, kw_only=True):
-    """A method that worked out: its scalings by label and the form that was chosen for them."""
+#: ``choose(method, scalings)``: the form of the scalings by label that every runtime reads as planned. Raises
+#: :class:`RefusedError` with the code ``unreadable`` or ``unwritable`` where there is none.
+Chooser = Callable[[str, Mapping[str, Scaling]], Form]
+
+
+class Solution(Struct, Generic[Form], frozen=True, kw_only=True):
+    """A method that worked out: its scalings by label, the form that was chosen for them, and what that costs."""
 
     method: str
     options: Mapping[str, Any]
     scalings: Mapping[str, Scaling]
-    chosen: Chosen
+    chosen: Form
+    warnings: tuple[PlanWarning, ...] = ()
 
 
 def wanted_bases(inspection: Inspection, recipe: Recipe) -> dict[str, Base]:
@@ -59,14 +69,13 @@ def wanted_bases(inspection: Inspection, recipe: Recipe) -> dict[str, Base]:
 
 
 def solve(
-    inspection: Inspection,
     recipe: Recipe,
     wanted: Mapping[str, Base],
     target: int,
     factor: float,
-    windows: tuple[Edit, ...],
-) -> tuple[Solution, tuple[str, ...]]:
-    """The first choice that every runtime reads as planned, and why it was chosen."""
+    choose: Chooser[Form],
+) -> tuple[Solution[Form], tuple[str, ...]]:
+    """The first choice of a method that every runtime reads as planned, and why it was chosen."""
     if recipe.method == "auto":
         if recipe.options:
             raise UsageError("auto takes no parameters", code="bad-parameter", hint="name a method with --method")
@@ -78,7 +87,7 @@ def solve(
     for choice in order:
         method = find_method(choice.method)
         try:
-            solution = _with_method(inspection, recipe, wanted, target, method, choice.options, windows)
+            solution = _with_method(wanted, target, method, choice.options, choose)
         except RefusedError as error:
             if error.code not in ("unreadable", "unwritable"):
                 raise
@@ -93,48 +102,59 @@ def solve(
 
 
 def _with_method(
-    inspection: Inspection,
-    recipe: Recipe,
     wanted: Mapping[str, Base],
     target: int,
     method: Method,
     given: Mapping[str, Any],
-    windows: tuple[Edit, ...],
-) -> Solution:
+    choose: Chooser[Form],
+) -> Solution[Form]:
     """The method's first variant that the runtimes read alike. Raises the first variant's refusal if none is."""
     options = decode_options(method, given)
     first = next(iter(wanted.values()))
     variants = method.variants(first, options) if isinstance(method, HasVariants) else (options,)
-    config = apply_edits(dict(inspection.config), windows)
-    kept = {g.label: g.base.table() for g in inspection.groups if g.base and g.label not in wanted}
-    excused = _excused(inspection, recipe, wanted)
     refused: RefusedError | None = None
     for variant in variants:
         scalings = _scalings(method, wanted, target, variant)
         try:
-            chosen = choose_encoding(
-                config,
-                inspection.family,
-                {label: base.spec for label, base in wanted.items()},
-                scalings,
-                target=target,
-                required=recipe.runtimes,
-                carriers=recipe.carrier,
-                method=method.name,
-                kept=kept,
-                excused=excused,
-                allow="unreadable" in recipe.allow,
-            )
+            chosen = choose(method.name, scalings)
         except RefusedError as error:
             refused = refused or error
             continue
         said = _said_options(method, variant)
+        warnings: tuple[PlanWarning, ...] = ()
         if refused is not None:
             wished = _scalings(method, wanted, target, variants[0])
-            chosen = _with_caution(chosen, _second_best(wanted, wished, scalings, target, said, refused))
-        return Solution(method=method.name, options=said, scalings=scalings, chosen=chosen)
+            warnings = (_second_best(wanted, wished, scalings, target, said, refused),)
+        return Solution(method=method.name, options=said, scalings=scalings, chosen=chosen, warnings=warnings)
     assert refused is not None
     raise refused
+
+
+def config_chooser(
+    inspection: Inspection, recipe: Recipe, wanted: Mapping[str, Base], target: int, windows: tuple[Edit, ...]
+) -> Chooser[Chosen]:
+    """Forms of a config.json, whose sliding windows ``windows`` changes."""
+    config = apply_edits(dict(inspection.config), windows)
+    kept = {g.label: g.base.table() for g in inspection.groups if g.base and g.label not in wanted}
+    excused = _excused(inspection, recipe, wanted)
+    specs = {label: base.spec for label, base in wanted.items()}
+
+    def choose(method: str, scalings: Mapping[str, Scaling]) -> Chosen:
+        return choose_encoding(
+            config,
+            inspection.family,
+            specs,
+            scalings,
+            target=target,
+            required=recipe.runtimes,
+            carriers=recipe.carrier,
+            method=method,
+            kept=kept,
+            excused=excused,
+            allow="unreadable" in recipe.allow,
+        )
+
+    return choose
 
 
 def _excused(inspection: Inspection, recipe: Recipe, wanted: Mapping[str, Base]) -> frozenset[str]:
@@ -166,10 +186,6 @@ def _said_options(method: Method, options: Options) -> dict[str, Any]:
     """The parameters that aren't the method's defaults."""
     default = as_json(method.options())
     return {key: value for key, value in as_json(options).items() if value != default[key]}
-
-
-def _with_caution(chosen: Chosen, caution: PlanWarning) -> Chosen:
-    return msgspec.structs.replace(chosen, warnings=(caution, *chosen.warnings))
 
 
 def _second_best(
