@@ -108,6 +108,8 @@ def folder_of(source: Source, contents: Contents) -> Path:
         revision=contents.revision or source.revision,
         token=source.token,
         cache_dir=source.cache_dir,
+        # Of a repository's many GGUF files only those that are meant.
+        files=[file.path for file in contents.files] if contents.gguf is not None else None,
     )
 
 

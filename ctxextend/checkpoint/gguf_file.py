@@ -14,7 +14,7 @@ import msgspec
 
 from ctxextend.checkpoint.gguf_header import read_floats, read_header
 from ctxextend.checkpoint.safetensors_header import ReadRange
-from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
+from ctxextend.contents import Contents, FileInfo, Gguf, Note, TensorInfo
 from ctxextend.errors import CheckpointError
 
 #: The tensors by which a file changes its rope (llama.cpp b11434, ``src/llama-arch.cpp``, LLM_TENSOR_NAMES).
@@ -76,7 +76,19 @@ def shard_names(file: str) -> list[str]:
     if match is None:
         return [file]
     count = int(match["count"])
-    return [f"{match['name']}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
+    return [shard_name(match["name"], number, count) for number in range(1, count + 1)]
+
+
+def shard_name(name: str, number: int, count: int) -> str:
+    """What the file ``number``, from 1, of ``count`` is called."""
+    return f"{name}-{number:05}-of-{count:05}.gguf"
+
+
+def read_part(path: Path) -> Gguf:
+    """The header of one file alone, of a split checkpoint or not; rope tensors aren't read."""
+    with ExitStack() as opened:
+        file, read = _opened(opened, path)
+        return read_header(file.path, file.size_bytes, read).gguf
 
 
 def _shards(path: Path) -> tuple[list[Path], list[str]]:

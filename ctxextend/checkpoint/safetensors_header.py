@@ -26,6 +26,14 @@ ReadRange = Callable[[int, int], bytes]
 
 def read_header(file: str, size_bytes: int, read: ReadRange) -> tuple[TensorInfo, ...]:
     """The tensors of one file, in its header's order. Raises :class:`CheckpointError` for a broken one."""
+    return tuple(tensor for tensor, _start, _end in read_spans(file, size_bytes, read))
+
+
+def read_spans(file: str, size_bytes: int, read: ReadRange) -> tuple[tuple[TensorInfo, int, int], ...]:
+    """The same with where each tensor's data lies in the file: its first byte, and the byte past its last.
+
+    Raises :class:`CheckpointError` for a broken header.
+    """
     prefix = read(0, 8)
     if len(prefix) < 8:
         raise _broken(file, "it is too short for a safetensors file", "at least 8 bytes", f"{len(prefix)}")
@@ -47,25 +55,21 @@ def read_header(file: str, size_bytes: int, read: ReadRange) -> tuple[TensorInfo
     if not isinstance(header, dict):
         raise _broken(file, "its header is no JSON object", "a JSON object", type(header).__name__)
     tensors = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    return _check(file, size_bytes - 8 - length, tensors)
+    base = 8 + length
+    return tuple((t, base + start, base + end) for t, start, end in _check(file, size_bytes - base, tensors))
 
 
-def _check(file: str, data_bytes: int, entries: list[tuple[str, Any]]) -> tuple[TensorInfo, ...]:
-    spans: list[tuple[int, int, str]] = []
-    tensors = []
-    for name, entry in entries:
-        tensor, start, end = _tensor(file, name, entry)
-        spans.append((start, end, name))
-        tensors.append(tensor)
+def _check(file: str, data_bytes: int, entries: list[tuple[str, Any]]) -> list[tuple[TensorInfo, int, int]]:
+    tensors = [_tensor(file, name, entry) for name, entry in entries]
     position = 0
-    for start, end, name in sorted(spans):
+    for start, end, name in sorted((start, end, tensor.name) for tensor, start, end in tensors):
         if start != position:
             raise _broken(file, "tensors overlap or leave a hole", f"offset {position}", f"{start}", key=name)
         position = end
     if position != data_bytes:
         what = "it is truncated" if position > data_bytes else "it holds bytes that no tensor owns"
         raise _broken(file, what, f"{position} bytes of data by its header", f"{data_bytes}")
-    return tuple(tensors)
+    return tensors
 
 
 def _tensor(file: str, name: str, entry: Any) -> tuple[TensorInfo, int, int]:

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ctxextend.contents import Gguf, GgufValue
+from ctxextend.contents import Gguf, GgufEdits, GgufValue
 from ctxextend.formats.gguf_architectures import GgufArchitecture
 from ctxextend.formats.gguf_keys import (
     ATTENTION,
@@ -55,7 +55,7 @@ from ctxextend.scaling import (
 STILL_FACTOR: Final = 1e30
 
 #: Every key that says how positions are scaled: what an encoding doesn't set, it takes away.
-_MANAGED: Final = (
+MANAGED: Final = (
     TYPE,
     FACTOR,
     OLD_FACTOR,
@@ -67,6 +67,11 @@ _MANAGED: Final = (
     LOG_MULTIPLIER,
 )
 _TENSORS: Final = (FREQS, LONG, SHORT)
+
+#: The forms that hold one factor a pair.
+_ROPE_FREQS: Final = "rope_freqs"
+_EQUAL_LISTS: Final = "equal lists"
+_CARRIED: Final = frozenset({_ROPE_FREQS, _EQUAL_LISTS})
 
 #: YaRN's own rotations, which llama.cpp has built in.
 _BETA_FAST: Final = 32.0
@@ -84,6 +89,21 @@ class GgufEncoding(Struct, frozen=True, kw_only=True):
     removed: tuple[str, ...] = ()
     tensors: Mapping[str, tuple[float, ...]] = {}
     removed_tensors: tuple[str, ...] = ()
+
+    @property
+    def carried(self) -> bool:
+        """Whether the scaling is written as one factor a pair rather than in its own form."""
+        return self.name in _CARRIED
+
+    @property
+    def edits(self) -> GgufEdits:
+        """The changes alone, numbers as a file keeps them."""
+        return GgufEdits(
+            keys=self.keys,
+            removed=self.removed,
+            tensors={name: tuple(map(single, numbers)) for name, numbers in self.tensors.items()},
+            removed_tensors=self.removed_tensors,
+        )
 
 
 class _Form(Struct, frozen=True, kw_only=True):
@@ -128,15 +148,11 @@ def encodings(
             yield encoding
 
 
-def applied(gguf: Gguf, encoding: GgufEncoding) -> Gguf:
-    """The header as the encoding leaves it, for reading back: positions are those of the old file."""
-    values = {key: value for key, value in gguf.values.items() if key not in encoding.removed}
-    factors = {name: numbers for name, numbers in gguf.factors.items() if name not in encoding.removed_tensors}
-    return msgspec.structs.replace(
-        gguf,
-        values={**values, **encoding.keys},
-        factors={**factors, **{name: tuple(map(single, numbers)) for name, numbers in encoding.tensors.items()}},
-    )
+def applied(gguf: Gguf, edits: GgufEdits) -> Gguf:
+    """The header as the edits leave it, for reading back: positions are those of the old file."""
+    values = {key: value for key, value in gguf.values.items() if key not in edits.removed}
+    factors = {name: numbers for name, numbers in gguf.factors.items() if name not in edits.removed_tensors}
+    return msgspec.structs.replace(gguf, values={**values, **edits.keys}, factors={**factors, **edits.tensors})
 
 
 def single(number: float) -> float:
@@ -248,11 +264,11 @@ def _carriers(rope: GgufRope, spec: RopeSpec, goal: RopeTable) -> Iterator[_Form
     factors = tuple(STILL_FACTOR if new == 0.0 else old / new for old, new in zip(plain, goal.inv_freq, strict=True))
     keys = _multiplier(goal.attention_factor)
     if row.factors in ("freqs", "either", "required"):
-        yield _Form(name="rope_freqs", theta=spec.rope_theta, keys=keys, tensors={FREQS: factors})
+        yield _Form(name=_ROPE_FREQS, theta=spec.rope_theta, keys=keys, tensors={FREQS: factors})
     if row.factors in ("lists", "either"):
         tensors = {LONG: factors, SHORT: factors}
         lists: dict[str, str | int | float] = {TYPE: "longrope", **keys}
-        yield _Form(name="equal lists", theta=spec.rope_theta, keys=lists, tensors=tensors)
+        yield _Form(name=_EQUAL_LISTS, theta=spec.rope_theta, keys=lists, tensors=tensors)
 
 
 def _on_file(
@@ -273,16 +289,14 @@ def _on_file(
         # Ollama adds a linear factor of 8 to files that look like its own and don't say otherwise.
         keys = {TYPE: "linear", FACTOR: 1.0, **keys}
     if row.sliding is not None and row.sliding.reads_theta and SLIDING in specs:
-        changed = scalings.get(SLIDING)
-        own = changed.rope_theta if isinstance(changed, Rebase) else specs[SLIDING].rope_theta
-        keys[SLIDING_THETA] = form.theta if label == SLIDING else own
+        keys[SLIDING_THETA] = form.theta if label == SLIDING else _own_theta(specs[SLIDING], scalings, target)
     tensors = dict(form.tensors)
     if row.factors == "required" and FREQS not in tensors:
         # It doesn't load without; what is there says how much of a head turns.
         kept = gguf.factors.get(FREQS)
         tensors |= {} if kept is None else {FREQS: kept}
     whole = {f"{row.name}.{name}": _value(content) for name, content in keys.items()}
-    managed = [f"{row.name}.{name}" for name in _MANAGED]
+    managed = [f"{row.name}.{name}" for name in MANAGED]
     return GgufEncoding(
         name=form.name,
         keys=whole,
@@ -290,6 +304,17 @@ def _on_file(
         tensors=tensors,
         removed_tensors=tuple(name for name in _TENSORS if name in gguf.factors and name not in tensors),
     )
+
+
+def _own_theta(spec: RopeSpec, scalings: Mapping[str, Scaling], target: int) -> float:
+    """The base of sliding layers beside full ones."""
+    match scalings.get(SLIDING):
+        case Rebase() as changed:
+            return changed.rope_theta
+        case Dynamic() as changed:
+            return dynamic_theta(spec, changed, target)
+        case _:
+            return spec.rope_theta
 
 
 def _value(content: str | float) -> GgufValue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +26,9 @@ _READ_BYTES: Final = 8 << 20
 
 #: ``ioctl`` request FICLONE of <linux/fs.h>: share the blocks of another file.
 _FICLONE: Final = 0x40049409
+
+#: A flag of sync_file_range(2): begin to write, and don't wait.
+_WRITE_RANGE: Final = 2
 
 #: What a file system answers when it can't clone, or not between these two places.
 _CANNOT_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS})
@@ -91,21 +95,31 @@ def clone(source: Path, target: Path) -> bool:
 def copy(source: Path, target: Path, *, progress: Progress) -> None:
     """Copy in the kernel where it can. The bytes may not be on the disk yet: staging sees to that, for all at once."""
     with source.open("rb", buffering=0) as read, target.open("xb", buffering=0) as write:
-        left = os.fstat(read.fileno()).st_size
-        while left > 0:
-            done = _copy_range(read.fileno(), write.fileno(), min(left, CHUNK_BYTES))
-            if not done:
-                # The kernel can't, or some file systems' answer of 0 although there is more: reading tells.
-                done = _copy_read(read.fileno(), write.fileno(), min(left, _READ_BYTES))
-            if done == 0:
-                raise OutputError(
-                    "a file became shorter while it was copied",
-                    code="source-changed",
-                    file=str(source),
-                    hint="let whatever writes it finish, then run again",
-                )
-            left -= done
-            progress(done)
+        copy_on(read, write, os.fstat(read.fileno()).st_size, progress=progress)
+
+
+def copy_on(read: io.FileIO, write: io.FileIO, count: int, *, progress: Progress) -> None:
+    """Copy the next ``count`` bytes, from where ``read`` stands to where ``write`` stands, as :func:`copy` does.
+
+    A file system that can share blocks does so where both stand at the start of one. Raises
+    :class:`OutputError` when ``read`` has fewer.
+    """
+    left = count
+    while left > 0:
+        done = _copy_range(read.fileno(), write.fileno(), min(left, CHUNK_BYTES))
+        if not done:
+            # The kernel can't, or some file systems' answer of 0 although there is more: reading tells.
+            done = _copy_read(read.fileno(), write.fileno(), min(left, _READ_BYTES))
+        if done == 0:
+            raise OutputError(
+                "a file became shorter while it was copied",
+                code="source-changed",
+                file=str(read.name),
+                hint="let whatever writes it finish, then run again",
+            )
+        left -= done
+        _start_writing(write.fileno(), done)
+        progress(done)
 
 
 def _copy_range(read: int, write: int, count: int) -> int | None:
@@ -125,6 +139,14 @@ def _copy_read(read: int, write: int, count: int) -> int:
     while done < len(block):
         done += os.write(write, block[done:])
     return done
+
+
+def _start_writing(write: int, count: int) -> None:
+    """Let the disk begin with the last ``count`` bytes while others are copied; failing that, it begins later."""
+    if sys.platform.startswith("linux"):
+        end = os.lseek(write, 0, os.SEEK_CUR)
+        offset, length = ctypes.c_int64(end - count), ctypes.c_int64(count)
+        ctypes.CDLL(None).sync_file_range(write, offset, length, _WRITE_RANGE)
 
 
 def _link(source: Path, target: Path, *, symbolic: bool) -> None:

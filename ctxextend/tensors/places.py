@@ -15,18 +15,27 @@ from ctxextend.tensors.copying import LinkMode, clone
 #: The file by which an output of ours is known.
 MANIFEST: Final = "ctxextend.json"
 
+#: An output of this ending is one file, with its manifest beside it.
+GGUF: Final = ".gguf"
 
-def check_places(folder: Path | None, out: Path, *, force: bool) -> None:
-    """Refuse an output that would harm something. ``folder`` is the source's, where it lies here.
+
+def manifest_of(out: Path) -> Path:
+    """Where the manifest of an output lies: inside a folder, beside a file."""
+    return out.with_name(f"{out.name}.{MANIFEST}") if out.suffix == GGUF else out / MANIFEST
+
+
+def check_places(source: Path | None, out: Path, *, force: bool) -> None:
+    """Refuse an output that would harm something. ``source`` is the folder or file, where it lies here.
 
     Raises :class:`RefusedError`.
     """
     target = out.resolve()
-    if folder is not None:
-        _check_apart(folder.resolve(), target, out)
+    if source is not None:
+        _check_apart(source.resolve(), target, out)
     if not (out.exists() or out.is_symlink()):
         return
-    ours = out.is_dir() and not out.is_symlink() and (out / MANIFEST).is_file()
+    whole = out.is_file() if out.suffix == GGUF else out.is_dir()
+    ours = whole and not out.is_symlink() and manifest_of(out).is_file()
     changed = _changed(out) if force and ours else None
     if force and ours and changed is None:
         return
@@ -34,8 +43,8 @@ def check_places(folder: Path | None, out: Path, *, force: bool) -> None:
         raise RefusedError(
             "the output was changed since ctxextend wrote it, and is left alone",
             code="output-changed",
-            file=str(out / changed),
-            expected=f"the files that {MANIFEST} lists, as they were written",
+            file=str(out.with_name(changed) if out.is_file() else out / changed),
+            expected=f"the files that {manifest_of(out).name} lists, as they were written",
             hint="move what is yours out of there, or choose another place with --out",
         )
     raise RefusedError(
@@ -50,12 +59,16 @@ def check_places(folder: Path | None, out: Path, *, force: bool) -> None:
 
 def _changed(out: Path) -> str | None:
     """The first file of an earlier output that isn't as its manifest says; None where all are."""
+    manifest = manifest_of(out)
     try:
-        listed = {str(entry["path"]): entry for entry in json.loads((out / MANIFEST).read_bytes())["files"]}
+        listed = {str(entry["path"]): entry for entry in json.loads(manifest.read_bytes())["files"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return MANIFEST
-    found = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if not path.is_dir()}
-    found.pop(MANIFEST, None)
+        return manifest.name
+    if out.is_file():
+        found = {out.name: out}
+    else:
+        found = {path.relative_to(out).as_posix(): path for path in sorted(out.rglob("*")) if not path.is_dir()}
+        found.pop(MANIFEST, None)
     for name in sorted({*found, *listed}):
         path, entry = found.get(name), listed.get(name)
         if path is None or entry is None or not path.exists() or path.stat().st_size != entry["size_bytes"]:
@@ -66,6 +79,13 @@ def _changed(out: Path) -> str | None:
 
 
 def _check_apart(source: Path, target: Path, out: Path) -> None:
+    if target == source and source.is_file():
+        raise RefusedError(
+            "the output is the source itself",
+            code="output-is-source",
+            file=str(out),
+            hint="--in-place changes the file where it lies; or choose another place with --out",
+        )
     if target == source or source in target.parents:
         raise RefusedError(
             "the output lies inside the source, which is never written to",
@@ -93,16 +113,20 @@ def check_space(files: Sequence[Path], staging: Path, mode: LinkMode) -> None:
         return
     if mode == "auto" and _clones(files[0], staging):
         return
-    needed = sum(file.stat().st_size for file in files)
+    check_room(sum(file.stat().st_size for file in files), staging, hint=_sharing_hint(files[0], staging))
+
+
+def check_room(needed: int, staging: Path, *, hint: str = "make room, or choose another --out") -> None:
+    """Refuse before the first byte what can't fit. Raises :class:`OutputError`."""
     free = shutil.disk_usage(staging).free
     if needed > free:
         raise OutputError(
-            "there isn't enough room for the copy",
+            "there isn't enough room for the output",
             code="disk-full",
             file=str(staging.parent),
             expected=f"{needed} bytes",
             found=f"{free} bytes free",
-            hint=_sharing_hint(files[0], staging),
+            hint=hint,
         )
 
 

@@ -36,27 +36,74 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
     ``replace``: an existing target is swapped out at the end and removed. Raises
     :class:`OutputError` when another run works on the same target.
     """
-    staging = staging_path(target)
-    made = _make_parents(target.parent)
-    descriptor = _locked_folder(staging)
-    try:
-        _sweep(staging)
+    with _building(target) as staging:
         yield staging
         _sync_all(staging)
         if replace and target.exists():
             _swap(staging, target)
         else:
             _rename(staging, target)
-        made = []
         sync(target.parent)
+
+
+@contextmanager
+def staged_file(target: Path, *, replace: bool) -> Iterator[Path]:
+    """A folder to build in, whose files go beside ``target`` when the block ends well; the one of its name last.
+
+    So ``target`` is complete when it is there. ``replace``: an existing target is replaced in one step. Raises
+    :class:`OutputError` when another run works on the same target.
+    """
+    with _building(target) as staging:
+        yield staging
+        _sync_all(staging)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == target.name):
+            if replace or path.name != target.name:
+                path.replace(target.parent / path.name)
+            else:
+                _appear(path, target)
+        sync(target.parent)
+
+
+@contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """The locked and empty folder beside ``target``; what is left of it at the end vanishes."""
+    staging = staging_path(target)
+    made = _make_parents(target.parent)
+    descriptor = _locked_folder(staging)
+    try:
+        _sweep(staging)
+        yield staging
     finally:
         # Only what is still ours: another run may already build its own folder under the same name.
         if _is(descriptor, staging):
             shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
+        # Only those that hold nothing: an output that appeared keeps its folder.
         with suppress(OSError):
             for folder in made:
                 folder.rmdir()
+
+
+def _appear(path: Path, target: Path) -> None:
+    """Give a file a name that nobody has yet."""
+    try:
+        target.hardlink_to(path)
+    except FileExistsError as error:
+        raise _taken(target) from error
+    except OSError:
+        # A file system without hard links.
+        if target.exists():
+            raise _taken(target) from None
+        path.rename(target)
+
+
+def _taken(target: Path) -> OutputError:
+    return OutputError(
+        "something else appeared where the output should go",
+        code="busy",
+        file=str(target),
+        hint="choose another --out, or remove what is there and run again",
+    )
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -139,12 +186,7 @@ def _rename(staging: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise OutputError(
-            "something else appeared where the output should go",
-            code="busy",
-            file=str(target),
-            hint="choose another --out, or remove what is there and run again",
-        ) from error
+        raise _taken(target) from error
 
 
 def _swap(staging: Path, target: Path) -> None:

@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxextend import Recipe, inspect_source, open_source
 from ctxextend.checkpoint import folder_of, read, resolve
 from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.checkpoint.gguf_header import KEPT_ELEMENTS, KEPT_TEXT_BYTES, Header, read_floats, read_header
 from ctxextend.contents import GGML_TYPES, GgufValue
-from ctxextend.errors import CheckpointError, RefusedError, UsageError
+from ctxextend.errors import CheckpointError, UsageError
 from tests.gguf_factory import FORMATS, LLAMA, NUMBERS, encode, info, keys, pair, string, write_model
 
 FILE = "model.gguf"
@@ -343,14 +342,6 @@ def test_a_file_is_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         _ = contents.config
     assert caught.value.code == "no-config"
-
-
-def test_what_can_not_be_done_yet_is_refused(tmp_path: Path) -> None:
-    path = tiny(tmp_path / "tiny.gguf")
-    with pytest.raises(RefusedError) as caught:
-        inspect_source(open_source(path), Recipe(method="yarn", target=4096))
-    assert caught.value.code == "gguf"
-    assert f"ctxextend check {path}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

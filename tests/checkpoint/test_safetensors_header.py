@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ctxextend.checkpoint.safetensors_header import read_header
+from ctxextend.checkpoint.safetensors_header import read_header, read_spans
 from ctxextend.contents import TensorInfo
 from ctxextend.errors import CheckpointError
 
@@ -46,6 +46,20 @@ def broken(raw: bytes, size_bytes: int | None = None) -> CheckpointError:
     assert error.hint
     assert len(f"{error.expected}{error.found}") < 300
     return error
+
+
+def test_where_data_lies(tmp_path: Path) -> None:
+    tensors: dict[str, np.ndarray[Any, Any]] = {
+        "b": np.arange(6, dtype=np.float16),
+        "a": np.arange(5, dtype=np.int64),
+        "empty": np.zeros(0, np.int8),
+    }
+    save_file(tensors, tmp_path / FILE)
+    raw = (tmp_path / FILE).read_bytes()
+    found = read_spans(FILE, len(raw), lambda offset, count: raw[offset : offset + count])
+    assert {tensor.name: raw[start:end] for tensor, start, end in found} == {
+        name: array.tobytes() for name, array in tensors.items()
+    }
 
 
 def test_what_the_library_writes_is_read(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_what_is_dead_or_contradicts_goes() -> None:
     plain = gguf("llama")
     specs = specs_of(plain)
     (candidate, *_rest) = encodings(file, read_rope(plain), specs, {FULL: YARN}, target=TARGET)
-    after = applied(file, candidate)
+    after = applied(file, candidate.edits)
     names = {key.removeprefix("llama.rope.") for key in after.values if "rope" in key}
     assert names == {"freq_base", "scaling.type", "scaling.factor", "scaling.original_context_length"}
     assert after.factors == {}
