@@ -83,12 +83,16 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """How an output is made; none of this changes what it says."""
+    """How an output is made; none of this changes what it says.
+
+    ``quantizer``: llama.cpp's, for the GGUF types that only it writes; the one on PATH otherwise.
+    """
 
     link_mode: LinkMode = "auto"
     checksums: bool = False
     config_only: bool = False
     force: bool = False
+    quantizer: Path | None = None
 
 
 def convert(
@@ -107,7 +111,7 @@ def convert(
     isn't read as planned. Nothing of an output remains then, and the source is as it was.
     """
     options = options or Options()
-    report = progress or _silent
+    report = progress or silent
     check_places(folder, out, force=options.force)
     _check_files(plan, contents)
     texts = _edited_texts(plan, contents, folder)
@@ -119,7 +123,7 @@ def convert(
                 check_space([folder / name for name in carried(plan)], staging, options.link_mode)
             return _build(plan, contents, folder, staging, texts, options=options, report=report)
     except OSError as error:
-        raise _output_error(error, out) from error
+        raise output_error(error, out) from error
 
 
 def _build(
@@ -139,7 +143,7 @@ def _build(
     for name, text in sorted(texts.items()):
         data = text.encode()
         write_file(staging / name, data)
-        files.append(_written(name, data))
+        files.append(written(name, data))
     if options.config_only:
         files.append(_write_overrides(plan, contents, staging))
     else:
@@ -155,7 +159,8 @@ def _build(
     return manifest
 
 
-def _written(name: str, data: bytes) -> OutputFile:
+def written(name: str, data: bytes) -> OutputFile:
+    """A file that was written with these bytes."""
     return OutputFile(path=name, size_bytes=len(data), written=True, sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -214,10 +219,11 @@ def verify(plan: Plan, output: Path) -> tuple[Verified, ...]:
                 file="config.json",
                 hint="this should not happen: please report it with the output of 'plan --json'",
             )
-    return tuple(_verified(verdict, max(plan.target_context, plan.trained_context)) for verdict in verdicts)
+    return tuple(verified_of(verdict, max(plan.target_context, plan.trained_context)) for verdict in verdicts)
 
 
-def _verified(verdict: Verdict, target: int) -> Verified:
+def verified_of(verdict: Verdict, length: int, *, source: str = ".") -> Verified:
+    """What a verdict comes to in a manifest; ``source`` is what is served, at ``length`` tokens."""
     reader, reading = verdict.reader, verdict.reading
     lost = reading.absent or reading.problem is not None
     return Verified(
@@ -227,7 +233,7 @@ def _verified(verdict: Verdict, target: int) -> Verified:
         reason=verdict.reason,
         max_context=reading.max_context,
         inv_freq_error=error if math.isfinite(error := verdict.comparison.frequency_error) else None,
-        serve=None if lost else reader.serve(".", reading, length=target),
+        serve=None if lost else reader.serve(source, reading, length=length),
     )
 
 
@@ -291,7 +297,7 @@ def edited_texts(plan: Plan, documents: Mapping[str, str]) -> dict[str, str]:
 def _edited_texts(plan: Plan, contents: Contents, folder: Path) -> dict[str, str]:
     config = contents.documents["config.json"].text
     if hashlib.sha256(config.encode()).hexdigest() != plan.source.config_sha256:
-        raise _stale("config.json", "config.json as it was when the plan was made", "another config.json")
+        raise stale("config.json", "config.json as it was when the plan was made", "another config.json")
     documents = {}
     for name in edits_of(plan):
         known = contents.documents.get(name)
@@ -306,10 +312,11 @@ def _check_before(plan: Plan, name: str, document: Mapping[str, Any]) -> None:
         found = value_at(dict(document), path_of(action.pointer))
         same = found is action.before if UNSET in (found, action.before) else found == action.before
         if not same:
-            raise _stale(name, f"{action.pointer}: {action.before}", str(found))
+            raise stale(name, f"{action.pointer}: {action.before}", str(found))
 
 
-def _stale(file: str, expected: str, found: str) -> RefusedError:
+def stale(file: str, expected: str, found: str) -> RefusedError:
+    """A source that isn't the one that a plan was made for."""
     return RefusedError(
         "the checkpoint isn't the one that the plan was made for",
         code="stale-plan",
@@ -325,7 +332,7 @@ def _write_overrides(plan: Plan, contents: Contents, staging: Path) -> OutputFil
     target = max(plan.target_context, plan.trained_context)
     data = encode(overrides(edits, name=contents.source, target=target))
     write_file(staging / OVERRIDES, data)
-    return _written(OVERRIDES, data)
+    return written(OVERRIDES, data)
 
 
 def _check_files(plan: Plan, contents: Contents) -> None:
@@ -333,10 +340,10 @@ def _check_files(plan: Plan, contents: Contents) -> None:
     known = {file.path for file in contents.files}
     for name in (*edits_of(plan), *carried(plan)):
         if name not in known:
-            raise _stale(name, "a file of the checkpoint", "none of that name")
+            raise stale(name, "a file of the checkpoint", "none of that name")
 
 
-def _output_error(error: OSError, out: Path) -> CtxextendError:
+def output_error(error: OSError, out: Path) -> CtxextendError:
     """An operating system's complaint, in terms of what was being done."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
@@ -358,5 +365,5 @@ def _output_error(error: OSError, out: Path) -> CtxextendError:
     )
 
 
-def _silent(_name: str, _done: int) -> None:
-    """Nobody watches."""
+def silent(_name: str, _done: int) -> None:
+    """The progress that nobody watches."""

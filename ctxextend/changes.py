@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ctxextend.contents import Contents
+from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.formats.json_edit import Edit, apply_edits, value_at
 from ctxextend.inspection import Inspection
 from ctxextend.record import KEY, Record, before, pointer, undo
@@ -43,7 +43,60 @@ class Carry(Struct, frozen=True, kw_only=True, tag_field="kind", tag="carry"):
     size_bytes: int
 
 
-Action = EditJson | Carry
+class SetKey(Struct, frozen=True, kw_only=True, tag_field="kind", tag="set-key"):
+    """One key of a GGUF file. A side that is None means that the key isn't there."""
+
+    file: str
+    key: str
+    before: GgufValue | None = None
+    after: GgufValue | None = None
+
+
+class SetTensor(Struct, frozen=True, kw_only=True, tag_field="kind", tag="set-tensor"):
+    """One small F32 tensor of a GGUF file, by its numbers. A side that is None means that it isn't there."""
+
+    file: str
+    name: str
+    before: tuple[float, ...] | None = None
+    after: tuple[float, ...] | None = None
+
+
+class Export(Struct, frozen=True, kw_only=True, tag_field="kind", tag="export"):
+    """A GGUF file of each output type, made of safetensors ``files``; edits of keys are done to the plain export.
+
+    ``split_max_size`` is the size in bytes that no file should exceed. ``converter``: the path of llama.cpp's own,
+    which makes the file before the edits.
+    """
+
+    architecture: str
+    outtypes: tuple[str, ...]
+    files: tuple[str, ...]
+    size_bytes: int
+    split_max_size: int | None = None
+    converter: str | None = None
+
+
+class Restore(Struct, frozen=True, kw_only=True, tag_field="kind", tag="restore"):
+    """Safetensors of a ``dtype``, with a tokenizer, made of GGUF ``files``; edits are done to ``config``."""
+
+    family: str
+    dtype: Literal["F32", "F16", "BF16"]
+    config: dict[str, Any]
+    files: tuple[str, ...]
+    size_bytes: int
+
+
+Action = EditJson | Carry | SetKey | SetTensor | Export | Restore
+
+
+def changes_nothing(actions: Sequence[Action]) -> bool:
+    """Whether a plan with these actions takes everything over as it is."""
+    return all(isinstance(action, Carry) for action in actions)
+
+
+def size_bytes(actions: Sequence[Action]) -> int:
+    """How much is copied or written, about."""
+    return sum(action.size_bytes for action in actions if isinstance(action, Carry | Export | Restore))
 
 
 def side_edits(contents: Contents, inspection: Inspection, target: int) -> dict[str, tuple[Edit, ...]]:
@@ -87,6 +140,7 @@ def with_record(
         target_context=target,
         plan=digest,
         base={file: said for file, said in sorted(base.items()) if said.values or said.absent},
+        taken_as=UNSET if inspection.base == "auto" else inspection.base,
     )
     block = Edit(path=(KEY,), value=as_json(record))
     final: dict[str, tuple[Edit, ...]] = {}
@@ -143,6 +197,37 @@ def actions_of(contents: Contents, final: Mapping[str, tuple[Edit, ...]]) -> tup
     carried = [f for f in contents.files if f.path not in final and f.path not in OURS]
     size = sum(file.size_bytes for file in carried)
     return (*actions, Carry(files=tuple(file.path for file in carried), size_bytes=size))
+
+
+def gguf_actions(gguf: Gguf, edits: GgufEdits) -> tuple[SetKey | SetTensor, ...]:
+    """Each change of a GGUF file with what stood there."""
+    keys = [
+        SetKey(file=gguf.file, key=key, before=gguf.values.get(key), after=edits.keys.get(key))
+        for key in (*edits.removed, *edits.keys)
+    ]
+    tensors = [
+        SetTensor(file=gguf.file, name=name, before=gguf.factors.get(name), after=edits.tensors.get(name))
+        for name in (*edits.removed_tensors, *edits.tensors)
+    ]
+    return (*keys, *tensors)
+
+
+def gguf_edits_of(actions: Sequence[Action]) -> GgufEdits:
+    """The changes of a GGUF file among a plan's actions."""
+    keys = [action for action in actions if isinstance(action, SetKey)]
+    tensors = [action for action in actions if isinstance(action, SetTensor)]
+    return GgufEdits(
+        keys={action.key: action.after for action in keys if action.after is not None},
+        removed=tuple(action.key for action in keys if action.after is None),
+        tensors={action.name: action.after for action in tensors if action.after is not None},
+        removed_tensors=tuple(action.name for action in tensors if action.after is None),
+    )
+
+
+def gguf_sha256(gguf: Gguf) -> str:
+    """The checksum of what a GGUF file's keys and rope tensors say, the kept ones."""
+    value = {"values": msgspec.to_builtins(gguf.values), "factors": msgspec.to_builtins(gguf.factors)}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of(

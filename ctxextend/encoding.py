@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -16,6 +16,7 @@ from ctxextend.formats.hf_write import Encoding, encodings
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import Reader, Reading, readers_of
+from ctxextend.runtimes.base import Runtime
 from ctxextend.scaling import Dynamic, Scaling, Yarn, table
 
 
@@ -42,7 +43,7 @@ class Chosen(Struct, frozen=True, kw_only=True):
 class Verdict(Struct, frozen=True, kw_only=True):
     """What one reader makes of one candidate, against the planned tables."""
 
-    reader: Reader
+    reader: Runtime
     reading: Reading
     comparison: Comparison
 
@@ -140,7 +141,7 @@ def misreaders(
 def warnings_of(verdicts: tuple[Verdict, ...], target: int) -> tuple[PlanWarning, ...]:
     """What is to be said of runtimes where no form was chosen: the rope stays as the checkpoint has it."""
     everyone = frozenset(verdict.name for verdict in verdicts)
-    return tuple(_cautions(verdicts, target, everyone))
+    return tuple(cautions(verdicts, target, everyone))
 
 
 def _verdict(
@@ -177,11 +178,12 @@ def _chosen(
         encoding=candidate,
         rope_theta=thetas,
         misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
-        warnings=(*_cautions(verdicts, target, excused), *_by_form(candidate, scalings)),
+        warnings=(*cautions(verdicts, target, excused), *_by_form(candidate, scalings)),
     )
 
 
-def _cautions(verdicts: tuple[Verdict, ...], target: int, excused: frozenset[str]) -> Iterator[PlanWarning]:
+def cautions(verdicts: Iterable[Verdict], target: int, excused: frozenset[str]) -> Iterator[PlanWarning]:
+    """What is to be said of readers that don't agree, aren't known, or serve another length than ``target``."""
     for verdict in verdicts:
         reading, who = verdict.reading, verdict.name
         if not verdict.agrees:
@@ -211,8 +213,8 @@ def _cautions(verdicts: tuple[Verdict, ...], target: int, excused: frozenset[str
 
 
 def _length_flag(runtime: str, target: int) -> str:
-    flag = {"vllm": "--max-model-len", "sglang": "--context-length"}.get(runtime, "a length limit of")
-    return f"serve with {flag} {target}"
+    flags = {"vllm": "--max-model-len", "sglang": "--context-length", "llama.cpp": "-c"}
+    return f"serve with {flags.get(runtime, 'a length limit of')} {target}"
 
 
 def _by_form(candidate: Encoding, scalings: Mapping[str, Scaling]) -> Iterator[PlanWarning]:

@@ -100,7 +100,7 @@ def _scaled(rope: GgufRope) -> GgufGroup | None:
 def _faults(gguf: Gguf, rope: GgufRope, better: str, wanted: int | None) -> Iterator[Fault]:
     """What the file itself shows. ``wanted``: the length that it is held to, where that isn't its own."""
     name, group = gguf.architecture, _scaled(rope)
-    if _is_off(gguf, rope):
+    if is_off(gguf, rope):
         yield Fault(
             code="rope-off",
             message=f"{name}.{FINETUNED} is false, by which llama.cpp turns the rope of a {name} off altogether",
@@ -166,7 +166,8 @@ def _faults(gguf: Gguf, rope: GgufRope, better: str, wanted: int | None) -> Iter
         )
 
 
-def _is_off(gguf: Gguf, rope: GgufRope) -> bool:
+def is_off(gguf: Gguf, rope: GgufRope) -> bool:
+    """Whether a key of the file turns its rope off."""
     said = gguf.values.get(f"{rope.architecture.name}.{FINETUNED}")
     return rope.architecture.switched and said is not None and said.value is False
 
@@ -182,14 +183,14 @@ def _better(gguf: Gguf, rope: GgufRope, meant: Meant, *, own: bool) -> str:
     ``own``: it is the file's own meaning.
     """
     changes = []
-    if _is_off(gguf, rope):
+    if is_off(gguf, rope):
         key = f"{rope.architecture.name}.{FINETUNED}"
         gguf = msgspec.structs.replace(gguf, values={k: v for k, v in gguf.values.items() if k != key})
         changes.append(f"remove {key}")
     reading = LlamaCpp().effective(gguf, length=meant.target)
     if reading.unknown is None and compare(reading, meant.tables, target=meant.target).reason is None:
         return "; ".join(changes) or "see the other findings"
-    encoding = _encoding(gguf, rope, meant)
+    encoding = mending(gguf, rope, meant)
     if encoding is None:
         return _together(*changes, "convert the original checkpoint again: nothing in this file can say what is meant")
     # An original length that nobody stated is not guessed.
@@ -209,7 +210,7 @@ def _better(gguf: Gguf, rope: GgufRope, meant: Meant, *, own: bool) -> str:
     return "; ".join(changes) or "see the other findings"
 
 
-def _encoding(gguf: Gguf, rope: GgufRope, meant: Meant) -> GgufEncoding | None:
+def mending(gguf: Gguf, rope: GgufRope, meant: Meant) -> GgufEncoding | None:
     """The keys and tensors that say what is meant: in the file's own type of scaling, else as one factor a pair."""
     specs = {group.label: group.spec for group in rope.groups if group.spec is not None}
     own = {g.label: g.scaling or Rebase(rope_theta=g.spec.rope_theta) for g in rope.groups if g.spec is not None}

@@ -6,23 +6,23 @@ a file that exists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator
 
+import msgspec
 from msgspec import Struct
 
-from ctxextend.contents import Gguf, GgufType, GgufValue
+from ctxextend.contents import Gguf, GgufValue
 from ctxextend.errors import CtxextendError
+from ctxextend.exports.export import groups_of_file, rope_values
 from ctxextend.formats.gguf_architectures import OF_FAMILY
-from ctxextend.formats.gguf_keys import CONTEXT, PATTERN, SLIDING_THETA, THETA, WINDOW, read_rope
+from ctxextend.formats.gguf_keys import GgufRope, read_rope
 from ctxextend.formats.gguf_write import encodings
-from ctxextend.formats.hf_layers import FULL, SLIDING, whole_number
+from ctxextend.formats.hf_layers import FULL, whole_number
 from ctxextend.formats.hf_read import HfRope, RopeGroup
 from ctxextend.gguf_encoding import choose_gguf
+from ctxextend.rope import RopeSpec
 from ctxextend.runtimes.base import Reading
 from ctxextend.scaling import Dynamic, Rebase, Scaling, dynamic_theta, table
-
-_TYPES: Final[Mapping[type, GgufType]] = {int: "UINT32", float: "FLOAT32", str: "STRING"}
 
 
 class Outlook(Struct, frozen=True, kw_only=True):
@@ -40,59 +40,60 @@ def outlook(family: str, rope: HfRope, *, target: int) -> Outlook:
     architecture = OF_FAMILY.get(family)
     if architecture is None:
         return Outlook(reading=Reading(unknown="whether this family has a GGUF form was not established"))
-    groups = {g.label: g.spec for g in rope.groups if g.spec is not None}
-    if not groups:
+    if all(group.spec is None for group in rope.groups):
         return Outlook(reading=Reading(unknown="no layer of this checkpoint has a rope"))
     try:
-        scalings = {g.label: _scaling(g, target) for g in rope.groups if g.spec is not None}
-        own = {label: table(spec, scalings[label], length=target) for label, spec in groups.items()}
-        gguf = _header(architecture, rope)
+        gguf = plain_header(architecture, rope)
         file = read_rope(gguf)
-        labels = {group.label: group.spec for group in file.groups if group.spec is not None}
-        if set(labels) != set(groups):
-            said = f"its layers fall into other groups there: {', '.join(sorted(labels))}"
-            return Outlook(reading=Reading(unknown=said))
-        candidates = encodings(gguf, file, labels, scalings, target=target)
+        groups = groups_of_file(file.groups, rope)
+        scalings = {label: _scaling(group, target) for label, group in groups.items()}
+        own = {label: table(_spec(group), scalings[label], length=target) for label, group in groups.items()}
+        specs = {group.label: group.spec for group in file.groups if group.spec is not None}
+        candidates = encodings(gguf, file, specs, scalings, target=target)
         chosen = choose_gguf(gguf, candidates, own, target=target)
     except CtxextendError as error:
         return Outlook(reading=Reading(problem=error.message + (f": {error.found}" if error.found else "")))
     except ArithmeticError as error:
         return Outlook(reading=Reading(problem=f"no number of a GGUF file holds its rope: {error}"))
-    return Outlook(reading=chosen.reading, form=chosen.encoding.name)
+    return Outlook(reading=_by_config(chosen.reading, file, rope), form=chosen.encoding.name)
+
+
+def _by_config(reading: Reading, file: GgufRope, rope: HfRope) -> Reading:
+    """The reading by the labels of the config, which differ from the file's where a window is lost."""
+    of_layer = {layer: group.label for group in file.groups for layer in group.layers}
+    found = {group.label: reading.tables.get(of_layer[group.layers[0]]) for group in rope.groups if group.spec}
+    return msgspec.structs.replace(reading, tables={label: t for label, t in found.items() if t is not None})
+
+
+def _spec(group: RopeGroup) -> RopeSpec:
+    assert group.spec is not None
+    return group.spec
 
 
 def _scaling(group: RopeGroup, target: int) -> Scaling:
     """The group's scaling, or the change of base that changes nothing; dynamic as its static equal."""
-    assert group.spec is not None
     if isinstance(group.scaling, Dynamic):
-        return Rebase(rope_theta=dynamic_theta(group.spec, group.scaling, target))
-    return group.scaling or Rebase(rope_theta=group.spec.rope_theta)
+        return Rebase(rope_theta=dynamic_theta(_spec(group), group.scaling, target))
+    return group.scaling or Rebase(rope_theta=_spec(group).rope_theta)
 
 
-def _header(architecture: str, rope: HfRope) -> Gguf:
-    """The keys of an export that say what a rope is, before any scaling; some layer has one."""
+def plain_header(architecture: str, rope: HfRope) -> Gguf:
+    """The keys of an export that say what a rope is, before any scaling; some layer has one.
+
+    Raises :class:`RefusedError` where none has.
+    """
     text = rope.text
-    groups = {group.label: group for group in rope.groups if group.spec is not None}
-    main = groups.get(FULL) or next(iter(groups.values()))
-    assert main.spec is not None
+    main = next(group for group in (*_full(rope), *rope.groups) if group.spec is not None)
     layers = sum(len(group.layers) for group in rope.groups)
-    keys: dict[str, Any] = {
+    sizes: dict[str, int] = {
         "block_count": layers,
-        CONTEXT: rope.max_position_embeddings,
-        "embedding_length": whole_number(text, "hidden_size") or main.spec.head_dim,
+        "embedding_length": whole_number(text, "hidden_size") or _spec(main).head_dim,
         "attention.head_count": whole_number(text, "num_attention_heads") or 1,
-        "attention.key_length": main.spec.head_dim,
-        "rope.dimension_count": main.spec.rotary_dim,
-        THETA: main.spec.rope_theta,
+        "attention.key_length": _spec(main).head_dim,
     }
-    sliding = groups.get(SLIDING)
-    if sliding is not None and sliding.spec is not None and sliding.window is not None:
-        keys |= {WINDOW: sliding.window, SLIDING_THETA: sliding.spec.rope_theta}
-    values = {"general.architecture": _value(architecture)}
-    values |= {f"{architecture}.{name}": _value(content) for name, content in keys.items()}
-    if sliding is not None:
-        slides = tuple(i in sliding.layers for i in range(layers))
-        values[f"{architecture}.{PATTERN}"] = GgufValue(type="ARRAY", item="BOOL", length=layers, value=slides)
+    named = {name: GgufValue(type="UINT32", value=size) for name, size in sizes.items()}
+    values = {"general.architecture": GgufValue(type="STRING", value=architecture)}
+    values |= {f"{architecture}.{name}": value for name, value in (named | rope_values(architecture, rope)).items()}
     return Gguf(
         file="export.gguf",
         version=3,
@@ -106,5 +107,5 @@ def _header(architecture: str, rope: HfRope) -> Gguf:
     )
 
 
-def _value(content: str | float) -> GgufValue:
-    return GgufValue(type=_TYPES[type(content)], value=content)
+def _full(rope: HfRope) -> Iterator[RopeGroup]:
+    return (group for group in rope.groups if group.label == FULL)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ctxextend.contents import Contents, Note, Storage
 from ctxextend.errors import RefusedError
@@ -27,6 +27,10 @@ from ctxextend.scaling import Dynamic, Linear, Llama3, LongRope, Rebase, Scaling
 
 #: What a scaling in a checkpoint is: trained in, added afterwards, or written by ctxextend.
 GroupOrigin = Literal["trained", "bolted-on", "ours", "undecided"]
+
+
+#: What a scaling that stands in a checkpoint is taken for: what the family's row says, or as the user does.
+BaseChoice = Literal["auto", "trained", "unscaled"]
 
 
 class Layers(Protocol):
@@ -64,7 +68,8 @@ class Group(Struct, frozen=True, kw_only=True):
 class Inspection(Struct, frozen=True, kw_only=True):
     """Everything that a plan needs to know. Lengths count tokens.
 
-    ``config`` is config.json as it was before any conversion of ours; ``rope`` is read from it.
+    ``config`` is config.json as it was before any conversion of ours; ``rope`` is read from it. ``base``: what
+    was said of a scaling that stood there, now or at an earlier conversion.
     """
 
     name: str
@@ -88,9 +93,8 @@ class Inspection(Struct, frozen=True, kw_only=True):
     record: Record | None
     config: Mapping[str, Any]
     rope: HfRope | None
+    base: BaseChoice = "auto"
 
-
-BaseChoice = Literal["auto", "trained", "unscaled"]
 
 #: What becomes of sliding windows.
 SlidingWindow = Literal["keep", "target", "off"]
@@ -122,6 +126,8 @@ def inspect(
             hint=f"if the weights were trained on with it, remove {KEY!r} from config.json, then --base trained "
             f"--original-context {record.target_context}",
         )
+    if base == "auto" and record is not None and record.taken_as is not UNSET:
+        base = record.taken_as
     config = base_config(contents.config, record)
     row = find_family(config, treat_as=family)
     position: Position = "alibi" if row.alibi_key and config.get(row.alibi_key) is True else row.position
@@ -172,6 +178,7 @@ def inspect(
         record=record,
         config=config,
         rope=rope,
+        base=base,
     )
 
 
@@ -404,9 +411,7 @@ def groups_of(
     return tuple(groups)
 
 
-def _shown_origin(
-    group: Layers, base: Layers, origin: Origin | None, record_method: str | None
-) -> GroupOrigin | None:
+def _shown_origin(group: Layers, base: Layers, origin: Origin | None, record_method: str | None) -> GroupOrigin | None:
     changed = (group.scaling, group.spec) != (base.scaling, base.spec)
     # What was bolted on is taken off first: where it stands all the same, it was written anew.
     anew = origin == "bolted-on" and record_method not in (None, "none")

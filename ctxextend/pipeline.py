@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -14,14 +15,22 @@ from ctxextend.check import check, meant_by, meant_by_plan
 from ctxextend.checkpoint import Source
 from ctxextend.checkpoint.directory import read_json
 from ctxextend.contents import Contents
-from ctxextend.errors import RefusedError
+from ctxextend.errors import RefusedError, UsageError
+from ctxextend.export_plan import make_export_plan
+from ctxextend.exports.rows import ROWS
 from ctxextend.findings import Check, Meant
+from ctxextend.gguf_apply import convert_gguf, convert_in_place
 from ctxextend.gguf_check import check_gguf, meant_by_gguf
+from ctxextend.gguf_inspection import inspect_gguf
+from ctxextend.gguf_plan import make_gguf_plan
+from ctxextend.gguf_repair import make_gguf_repair
+from ctxextend.import_plan import make_import_plan
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.plan import Plan, make_plan
 from ctxextend.recipe import Recipe
 from ctxextend.repair import make_repair
 from ctxextend.runtimes import DEFAULT_RUNTIMES
+from ctxextend.tensors.converter import find_converter
 from ctxextend.tensors.places import MANIFEST, check_places
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "open_source",
     "plan_source",
     "repair_source",
+    "run_in_place",
     "run_plan",
 ]
 
@@ -44,25 +54,25 @@ class Opened(Struct, frozen=True, kw_only=True):
 
 
 def open_source(source: str | Path | Source) -> Opened:
-    """Read a checkpoint's documents and headers: a folder, or a Hub repository."""
+    """Read a checkpoint's documents and headers: a folder, a GGUF file, or a Hub repository.
+
+    A change of a GGUF file in place that was interrupted is undone first.
+    """
     found = source if isinstance(source, Source) else checkpoint.resolve(str(source))
+    if found.file is not None:
+        from ctxextend.tensors.gguf_in_place import recover
+
+        recover(found.file)
     return Opened(source=found, contents=checkpoint.read(found))
 
 
 def inspect_source(opened: Opened, recipe: Recipe) -> Inspection:
-    """What the checkpoint means, with the overrides that the recipe names.
-
-    Raises :class:`RefusedError` for a GGUF file, whose keys alone are read so far.
-    """
-    if opened.contents.storage == "gguf":
-        raise RefusedError(
-            "this version reads safetensors checkpoints, not GGUF files",
-            code="gguf",
-            file=opened.contents.source,
-            hint=f"ctxextend check {opened.contents.source} says what llama.cpp makes of it",
-        )
+    """What the checkpoint means, with the overrides that the recipe names."""
+    contents = opened.contents
+    if contents.gguf is not None:
+        return inspect_gguf(contents, family=recipe.family, base=recipe.base, original_context=recipe.original_context)
     return inspect(
-        opened.contents,
+        contents,
         family=recipe.family,
         base=recipe.base,
         original_context=recipe.original_context,
@@ -72,7 +82,53 @@ def inspect_source(opened: Opened, recipe: Recipe) -> Inspection:
 
 def plan_source(opened: Opened, recipe: Recipe) -> Plan:
     """The plan for a recipe."""
-    return make_plan(opened.contents, inspect_source(opened, recipe), recipe)
+    return plan_inspected(opened.contents, inspect_source(opened, recipe), recipe)
+
+
+def plan_inspected(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
+    """The plan for a recipe on a checkpoint that was inspected."""
+    gguf = _writes_gguf(contents, recipe)
+    if gguf and contents.gguf is None:
+        recipe = _with_converter(inspection, recipe)
+    return _PLANNERS[contents.gguf is not None, gguf](contents, inspection, recipe)
+
+
+def _with_converter(inspection: Inspection, recipe: Recipe) -> Recipe:
+    """The recipe with llama.cpp's converter: the one it names, or for what isn't exported here the one on PATH."""
+    if recipe.converter is None and inspection.family.name in ROWS:
+        return recipe
+    found = find_converter(Path(recipe.converter) if recipe.converter is not None else None)
+    return recipe if found is None else msgspec.structs.replace(recipe, converter=str(found))
+
+
+#: Who plans, by whether the source and the result are GGUF.
+_PLANNERS: Final[Mapping[tuple[bool, bool], Callable[[Contents, Inspection, Recipe], Plan]]] = {
+    (False, False): make_plan,
+    (False, True): make_export_plan,
+    (True, False): make_import_plan,
+    (True, True): make_gguf_plan,
+}
+
+
+def _writes_gguf(contents: Contents, recipe: Recipe) -> bool:
+    """Whether the result is GGUF. Raises :class:`UsageError` for options that go with another format."""
+    gguf = contents.gguf is not None if recipe.to is None else recipe.to == "gguf"
+    same = gguf == (contents.gguf is not None)
+    exports = gguf and not same
+    for option, given, fits in (
+        ("--outtype", recipe.outtypes, not same),
+        ("--split-max-size", recipe.split_max_size, exports),
+        ("--converter", recipe.converter, exports),
+    ):
+        if given and not fits:
+            raise UsageError(
+                "the weights stay as they are here",
+                code="bad-option",
+                key=option,
+                hint="it goes with --to gguf of a safetensors checkpoint"
+                + (", and with --to safetensors of a GGUF file" if option == "--outtype" else ""),
+            )
+    return gguf
 
 
 def check_source(
@@ -137,6 +193,8 @@ def repair_source(
     allow: tuple[str, ...] = (),
 ) -> Plan:
     """The plan that mends the checkpoint for ``runtimes``."""
+    if opened.contents.gguf is not None:
+        return make_gguf_repair(opened.contents, runtimes=runtimes, original_context=original_context, allow=allow)
     inspection = inspect_source(opened, Recipe(family=family))
     return make_repair(opened.contents, inspection, runtimes=runtimes, original_context=original_context, allow=allow)
 
@@ -161,14 +219,49 @@ def run_plan(
     """Make the plan happen; the output's path and its manifest. Without ``out``, where the plan says."""
     target = Path(out) if out is not None else Path(plan.out)
     settings = options or Options()
+    source = opened.source
     # Before anything is downloaded.
-    check_places(opened.source.folder, target, force=settings.force)
-    if settings.config_only:
-        folder = opened.source.folder or _documents_only(opened)
+    check_places(source.folder or source.file, target, force=settings.force)
+    if settings.config_only and opened.contents.gguf is None:
+        folder = source.folder or _documents_only(opened)
     else:
-        folder = checkpoint.folder_of(opened.source, opened.contents)
-    manifest = convert(plan, opened.contents, folder, target, options=settings, progress=progress)
+        folder = checkpoint.folder_of(source, opened.contents)
+    make = _maker(plan, opened.contents)
+    manifest = make(plan, opened.contents, folder, target, options=settings, progress=progress)
     return target, manifest
+
+
+def _maker(plan: Plan, contents: Contents) -> Callable[..., Manifest]:
+    """What carries a plan out; tokenizers and quantisation are only loaded for what needs them."""
+    if plan.to == "gguf":
+        if contents.gguf is not None:
+            return convert_gguf
+        from ctxextend.export_apply import export_gguf
+
+        return export_gguf
+    if contents.gguf is None:
+        return convert
+    from ctxextend.import_apply import import_gguf
+
+    return import_gguf
+
+
+def run_in_place(plan: Plan, opened: Opened) -> tuple[Path, Manifest]:
+    """Make the plan happen in the GGUF file itself; its path and its manifest.
+
+    Raises :class:`UsageError` for another source.
+    """
+    file = opened.source.file
+    if file is None or plan.to != "gguf":
+        raise UsageError(
+            "only a GGUF file here can be changed where it lies",
+            code="bad-option",
+            key="--in-place",
+            expected="the path of a .gguf file",
+            found=opened.source.given,
+            hint="leave --in-place away: the output goes to another place",
+        )
+    return file, convert_in_place(plan, opened.contents, file.parent)
 
 
 def _documents_only(opened: Opened) -> Path:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
-from ctxextend.changes import Action, EditJson, actions_of, digest_of, side_edits, with_record
+from ctxextend.changes import Action, EditJson, actions_of, digest_of, gguf_sha256, side_edits, with_record
 from ctxextend.contents import Contents
 from ctxextend.encoding import Chosen, PlanWarning, Verdict, judge, warnings_of
 from ctxextend.errors import RefusedError
@@ -57,7 +57,10 @@ class PlannedGroup(Struct, frozen=True, kw_only=True):
 
 
 class SourceRef(Struct, frozen=True, kw_only=True):
-    """What the plan was made for: replaying it on a checkpoint with another config is refused."""
+    """What the plan was made for: replaying it on a checkpoint with another config is refused.
+
+    ``config_sha256`` is of config.json, or of what the keys and rope tensors of a GGUF file say.
+    """
 
     name: str
     source: str
@@ -69,6 +72,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """What will happen. ``digest`` identifies the change itself, whatever the checkpoint is called.
 
     ``misread``: the readers that are known to read another table in the result; a warning says so of each.
+    ``to``: the format of the result.
     """
 
     schema: str = SCHEMA
@@ -90,6 +94,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     actions: tuple[Action, ...]
     warnings: tuple[PlanWarning, ...]
     out: str
+    to: Literal["safetensors", "gguf"] = "safetensors"
 
 
 def make_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
@@ -97,10 +102,16 @@ def make_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Pla
 
     Raises :class:`RefusedError` (with the hint that overrides it) and :class:`UsageError`.
     """
-    _require_rope(inspection)
+    require_rope(inspection)
     trained = inspection.trained_context
     target = resolve_target(recipe, trained)
-    _require_decided(inspection, recipe)
+    require_decided(
+        inspection,
+        recipe,
+        file="config.json",
+        key="rope_scaling",
+        original_key="rope_scaling.original_max_position_embeddings",
+    )
     windows = _window_edits(inspection, recipe, target)
     if target <= trained:
         return _nothing_to_do(contents, inspection, recipe, target)
@@ -111,10 +122,11 @@ def make_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Pla
     solution, reasons = solve(
         recipe, wanted, target, factor, config_chooser(inspection, recipe, wanted, target, windows)
     )
-    return _assemble(contents, inspection, recipe, target=target, solution=solution, windows=windows, reasons=reasons)
+    return assemble(contents, inspection, recipe, target=target, solution=solution, windows=windows, reasons=reasons)
 
 
-def _require_rope(inspection: Inspection) -> None:
+def require_rope(inspection: Inspection) -> None:
+    """Refuse a model that has none, with the reason. Raises :class:`RefusedError`."""
     if inspection.rope is not None:
         return
     family = inspection.family
@@ -129,19 +141,23 @@ def _require_rope(inspection: Inspection) -> None:
     )
 
 
-def _require_decided(inspection: Inspection, recipe: Recipe) -> None:
+def require_decided(inspection: Inspection, recipe: Recipe, *, file: str, key: str, original_key: str) -> None:
+    """Refuse what can't be told of the base. ``file`` and the keys say where it stands.
+
+    Raises :class:`RefusedError`.
+    """
     for group in inspection.groups:
         if group.origin == "undecided":
             kind = type(group.scaling).__struct_config__.tag if group.scaling is not None else ""
             raise RefusedError(
                 f"nothing tells whether the {kind} scaling of {group.label} was trained in or added afterwards",
                 code="undecidable-base",
-                file="config.json",
-                key="rope_scaling",
+                file=file,
+                key=key,
                 expected="a scaling that the family's published models have",
                 found=str(kind),
                 hint="--base trained if the weights were trained with it (the extension starts from it), "
-                "--base unscaled if it was only written into the config (it is taken off first)",
+                "--base unscaled if it was only written into the checkpoint (it is taken off first)",
             )
     if recipe.original_context is None:
         for note in inspection.notes:
@@ -149,8 +165,8 @@ def _require_decided(inspection: Inspection, recipe: Recipe) -> None:
                 raise RefusedError(
                     f"the trained length can't be told: {note.message}",
                     code="undecidable-length",
-                    file="config.json",
-                    key="rope_scaling.original_max_position_embeddings",
+                    file=file,
+                    key=original_key,
                     found="none",
                     hint=f"--original-context {inspection.trained_context}, or the length that is true",
                 )
@@ -163,7 +179,7 @@ def _window_edits(inspection: Inspection, recipe: Recipe, target: int) -> tuple[
     return window_edits(inspection.family, inspection.rope, target if recipe.sliding_window == "target" else None)
 
 
-def _assemble(
+def assemble(
     contents: Contents,
     inspection: Inspection,
     recipe: Recipe,
@@ -173,6 +189,7 @@ def _assemble(
     windows: tuple[Edit, ...],
     reasons: tuple[str, ...],
 ) -> Plan:
+    """The plan of a solution. ``windows`` are the edits of sliding windows."""
     trained = inspection.trained_context
     edits = {
         "config.json": (*windows, *solution.chosen.encoding.edits),
@@ -183,7 +200,7 @@ def _assemble(
     warnings = (
         *solution.warnings,
         *solution.chosen.warnings,
-        *_warnings(inspection, target=target, fine_tune=recipe.fine_tune),
+        *warnings_about(inspection, target=target, fine_tune=recipe.fine_tune),
         *_faults_written(contents, inspection, final, target),
     )
     return Plan(
@@ -200,7 +217,13 @@ def _assemble(
         target_context=target,
         reasons=reasons,
         runtimes=recipe.runtimes,
-        groups=tuple(_planned(group, solution, target) for group in inspection.groups),
+        groups=planned_groups(
+            inspection,
+            target,
+            scalings=solution.scalings,
+            rope_theta=solution.chosen.rope_theta,
+            encoding=solution.chosen.encoding.name,
+        ),
         actions=actions_of(contents, final),
         misread=solution.chosen.misread,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -211,6 +234,25 @@ def _assemble(
 def _nothing_to_do(contents: Contents, inspection: Inspection, recipe: Recipe, target: int) -> Plan:
     """``auto`` within the trained length: a plan that carries everything and changes nothing."""
     trained = inspection.trained_context
+    require_auto(recipe, trained, target)
+    stated = inspection.rope.max_position_embeddings if inspection.rope else target
+    edits: dict[str, tuple[Edit, ...]] = {}
+    if inspection.rope is not None and stated < target:
+        edits = {"config.json": length_edits(inspection.config, inspection.rope, trained)}
+    return plain_plan(
+        contents,
+        inspection,
+        recipe,
+        edits,
+        method="none",
+        target=target,
+        reasons=(f"none: the weights were trained for {trained} tokens, which holds {target}",),
+        warnings=(),
+    )
+
+
+def require_auto(recipe: Recipe, trained: int, target: int) -> None:
+    """Refuse a method named for a target within the trained length. Raises :class:`RefusedError`."""
     if recipe.method != "auto":
         raise RefusedError(
             f"the target lies within the trained length: {target} <= {trained}",
@@ -221,20 +263,6 @@ def _nothing_to_do(contents: Contents, inspection: Inspection, recipe: Recipe, t
             hint="nothing needs to be done (--method auto plans just that); if the weights were trained for less, "
             "say so with --original-context",
         )
-    stated = inspection.rope.max_position_embeddings if inspection.rope else target
-    edits: dict[str, tuple[Edit, ...]] = {}
-    if inspection.rope is not None and stated < target:
-        edits = {"config.json": length_edits(inspection.config, inspection.rope, trained)}
-    return _plain_plan(
-        contents,
-        inspection,
-        recipe,
-        edits,
-        method="none",
-        target=target,
-        reasons=(f"none: the weights were trained for {trained} tokens, which holds {target}",),
-        warnings=(),
-    )
 
 
 def _lengths_only(
@@ -250,7 +278,7 @@ def _lengths_only(
         "the stated length is raised",
         hint="--sliding-window off lets them see everything, and scales them",
     )
-    return _plain_plan(
+    return plain_plan(
         contents,
         inspection,
         recipe,
@@ -262,7 +290,7 @@ def _lengths_only(
     )
 
 
-def _plain_plan(
+def plain_plan(
     contents: Contents,
     inspection: Inspection,
     recipe: Recipe,
@@ -273,6 +301,7 @@ def _plain_plan(
     reasons: tuple[str, ...],
     warnings: tuple[PlanWarning, ...],
 ) -> Plan:
+    """The plan of ``edits`` that leave every rope as it is."""
     trained = inspection.trained_context
     digest = digest_of(inspection, edits, method=method, trained=trained, target=target)
     final = with_record(contents, inspection, edits, digest, method=method, target=target) if edits else {}
@@ -293,7 +322,7 @@ def _plain_plan(
         reasons=reasons,
         runtimes=recipe.runtimes,
         misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
-        groups=tuple(_planned(group, None, target) for group in inspection.groups),
+        groups=planned_groups(inspection, target),
         actions=actions_of(contents, final),
         warnings=(*warnings, *warnings_of(verdicts, length)),
         out=default_name(contents.name, method, target),
@@ -323,7 +352,27 @@ def edits_of(plan: Plan) -> dict[str, tuple[Edit, ...]]:
     return {file: tuple(changes) for file, changes in edits.items()}
 
 
-def _planned(group: Group, solution: Solution[Chosen] | None, target: int) -> PlannedGroup:
+def planned_groups(
+    inspection: Inspection,
+    target: int,
+    *,
+    scalings: Mapping[str, Scaling] | None = None,
+    rope_theta: Mapping[str, float] | None = None,
+    encoding: str | None = None,
+) -> tuple[PlannedGroup, ...]:
+    """Every group before and after: those with ``scalings`` by label are extended, written as ``encoding``.
+
+    ``rope_theta`` is the base that is written, where it isn't the group's own; ``target`` counts tokens.
+    """
+    return tuple(
+        _planned(group, (scalings or {}).get(group.label), (rope_theta or {}).get(group.label), encoding, target)
+        for group in inspection.groups
+    )
+
+
+def _planned(
+    group: Group, scaling: Scaling | None, rope_theta: float | None, encoding: str | None, target: int
+) -> PlannedGroup:
     if group.spec is None:
         return PlannedGroup(label=group.label, layers=group.layers, extended=False, before=None, after=None)
     was = State(
@@ -331,19 +380,19 @@ def _planned(group: Group, solution: Solution[Chosen] | None, target: int) -> Pl
         scaling=group.scaling,
         table=table(group.spec, group.scaling, length=target),
     )
-    scaling = solution.scalings.get(group.label) if solution else None
-    if scaling is None or solution is None or group.base is None:
+    if scaling is None or group.base is None:
         return PlannedGroup(label=group.label, layers=group.layers, extended=False, before=was, after=was)
     after = State(
-        rope_theta=solution.chosen.rope_theta.get(group.label, group.base.spec.rope_theta),
+        rope_theta=group.base.spec.rope_theta if rope_theta is None else rope_theta,
         scaling=scaling,
         table=table(group.base.spec, scaling, length=target),
-        encoding=solution.chosen.encoding.name,
+        encoding=encoding,
     )
     return PlannedGroup(label=group.label, layers=group.layers, extended=True, before=was, after=after)
 
 
-def _warnings(inspection: Inspection, *, target: int, fine_tune: bool) -> tuple[PlanWarning, ...]:
+def warnings_about(inspection: Inspection, *, target: int, fine_tune: bool) -> tuple[PlanWarning, ...]:
+    """What is to be said of extending this checkpoint to ``target`` tokens, however it is written."""
     found = []
     factor = target / inspection.trained_context
     if factor > TRAINING_FREE_WARNING_ABOVE and not fine_tune:
@@ -386,14 +435,20 @@ def _faults_written(
 
 
 def source_ref(contents: Contents) -> SourceRef:
-    """What the plan is for, with the checksum of its config.json."""
-    text = contents.documents["config.json"].text
+    """What the plan is for, with the checksum of what it says."""
     return SourceRef(
         name=contents.name,
         source=contents.source,
         revision=contents.revision,
-        config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        config_sha256=source_sha256(contents),
     )
+
+
+def source_sha256(contents: Contents) -> str:
+    """The checksum by which a plan knows its source: of config.json, or of a GGUF file's keys."""
+    if contents.gguf is not None:
+        return gguf_sha256(contents.gguf)
+    return hashlib.sha256(contents.documents["config.json"].text.encode()).hexdigest()
 
 
 def arithmetic(trained: int, target: int) -> str:

@@ -20,7 +20,11 @@ LONGEST: Final = 2**31 - 1
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the user wants. Lengths count tokens; ``target`` or ``factor`` is needed."""
+    """What the user wants. Lengths count tokens; ``target`` or ``factor`` is needed to extend.
+
+    ``to``: the format of the result, the source's without it. ``outtypes``: the types of its weights;
+    ``split_max_size`` counts bytes; ``converter`` is the path of llama.cpp's own.
+    """
 
     method: str = "auto"
     target: int | None = None
@@ -35,6 +39,10 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     runtimes: tuple[str, ...] = DEFAULT_RUNTIMES
     carrier: Carrier = "auto"
     allow: tuple[str, ...] = ()
+    to: Literal["safetensors", "gguf"] | None = None
+    outtypes: tuple[str, ...] = ()
+    split_max_size: int | None = None
+    converter: str | None = None
 
 
 def resolve_target(recipe: Recipe, trained: int) -> int:

@@ -7,10 +7,10 @@ conversion starts from the base however often config.json was saved by other too
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from ctxextend.errors import CheckpointError
 from ctxextend.formats.json_edit import Edit, value_at
@@ -27,7 +27,10 @@ class Before(Struct, frozen=True, kw_only=True):
 
 
 class Record(Struct, frozen=True, kw_only=True):
-    """The block itself. ``base`` maps file names to what they said; ``plan`` is the plan's digest."""
+    """The block itself. ``base`` maps file names to what they said; ``plan`` is the plan's digest.
+
+    ``taken_as``: what the user said of the scaling that stood there, where nothing else tells.
+    """
 
     schema: str = SCHEMA
     version: str
@@ -36,6 +39,7 @@ class Record(Struct, frozen=True, kw_only=True):
     target_context: int
     plan: str
     base: dict[str, Before]
+    taken_as: Literal["trained", "unscaled"] | UnsetType = UNSET
 
 
 def find_record(config: Mapping[str, Any]) -> Record | None:

@@ -20,17 +20,20 @@ ROOMS = (
     ("scaling",),
     ("methods", "families"),
     ("formats",),
-    ("runtimes",),
-    ("comparison", "record", "kv_cache", "parameters"),
+    ("exports", "runtimes"),
+    ("comparison", "record", "gguf_record", "kv_cache", "parameters"),
     ("encoding", "gguf_encoding", "gguf_outlook"),
-    ("inspection",),
+    ("inspection", "gguf_inspection"),
     ("recipe", "changes", "faults"),
     ("solving",),
     ("plan",),
+    ("gguf_plan",),
+    ("export_plan", "import_plan"),
     ("findings",),
-    ("check", "gguf_check", "repair"),
-    ("checkpoint", "tensors"),
+    ("check", "gguf_check", "repair", "gguf_repair"),
+    ("checkpoint", "tensors", "vocabulary"),
     ("apply", "documents"),
+    ("gguf_apply", "export_apply", "import_apply"),
     ("pipeline",),
     ("lab",),
     ("cli",),
@@ -39,7 +42,9 @@ LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 #: The public API and ``python -m ctxextend`` stand outside: they only pass names on.
 OUTSIDE = {"__init__", "__main__"}
 
-PURE = {room for rooms in ROOMS[: ROOMS.index(("check", "gguf_check", "repair")) + 1] for room in rooms} | {"documents"}
+PURE = {
+    room for rooms in ROOMS[: ROOMS.index(("check", "gguf_check", "repair", "gguf_repair")) + 1] for room in rooms
+} | {"documents"}
 #: Of the standard library, what reads files, the clock or the environment.
 IMPURE = {
     "asyncio",

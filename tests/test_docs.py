@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/guides/first-conversion.md", "docs/guides/check.md")
+PAGES = ("README.md", "docs/guides/first-conversion.md", "docs/guides/check.md", "docs/guides/gguf.md")
 OTHER_PAGES = ("docs/index.md", "docs/concepts.md", "docs/decisions.md", "docs/evidence.md", "CHANGELOG.md")
 
 #: Shown commands that set up or call everything else: CI runs the first two, set-up does the installing.

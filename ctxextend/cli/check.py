@@ -8,7 +8,8 @@ from typing import Annotated, Optional
 import msgspec
 import typer
 
-from ctxextend.apply import Options, carried
+from ctxextend.apply import Options
+from ctxextend.changes import changes_nothing, size_bytes
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.convert import show_result
@@ -16,7 +17,7 @@ from ctxextend.cli.plan import show_plan
 from ctxextend.errors import DisagreementError, UsageError
 from ctxextend.lengths import parse_tokens
 from ctxextend.pipeline import Opened, check_source, meaning_of, open_source, repair_source, run_plan
-from ctxextend.plan import Plan, edits_of
+from ctxextend.plan import Plan
 from ctxextend.runtimes import DEFAULT_RUNTIMES
 
 
@@ -115,12 +116,11 @@ def _mend(console: Console, opened: Opened, plan: Plan, out: Path | None, option
         show_plan(console, plan, opened)
         return
     console.warnings(plan.warnings)
-    if not edits_of(plan):
+    if changes_nothing(plan.actions):
         if console.as_json:
             console.document(plan)
         console.note(plan.reasons[0])
         return
-    sizes = {file.path: file.size_bytes for file in opened.contents.files}
-    with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
+    with console.progress(size_bytes(plan.actions)) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
     show_result(console, path, manifest)

@@ -8,14 +8,15 @@ from typing import Annotated, Optional
 import msgspec
 import typer
 
-from ctxextend.apply import OVERRIDES, Manifest, Options, carried, plan_from
+from ctxextend.apply import OVERRIDES, Manifest, Options, plan_from
+from ctxextend.changes import size_bytes
 from ctxextend.checkpoint.directory import read_json
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
 from ctxextend.errors import UsageError
 from ctxextend.lengths import show_bytes
-from ctxextend.pipeline import open_source, plan_source, run_plan
+from ctxextend.pipeline import open_source, plan_source, run_in_place, run_plan
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
 from ctxextend.tensors.places import check_places
@@ -41,6 +42,10 @@ def convert(
     family: o.FamilyOpt = None,
     runtimes: o.RuntimesOpt = o.RUNTIMES_DEFAULT,
     carrier: o.CarrierOpt = "auto",
+    to: o.ToOpt = None,
+    outtype: o.OuttypeOpt = None,
+    split_max_size: o.SplitOpt = None,
+    converter: o.ConverterOpt = None,
     plan_file: Annotated[
         Optional[Path],
         typer.Option("--plan", help="Carry out a saved plan; no method options beside it.", show_default=False),
@@ -49,6 +54,16 @@ def convert(
         bool, typer.Option("--config-only", help="Write the changed files alone, and each engine's override.")
     ] = False,
     link_mode: o.LinkOpt = "auto",
+    quantizer: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="llama.cpp's llama-quantize or libllama, for types such as q4_k_m; the one on PATH otherwise.",
+            show_default=False,
+        ),
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Change a GGUF file where it lies, without rewriting its weights.")
+    ] = False,
     checksums: Annotated[bool, typer.Option("--checksums", help="Hash every file, not the headers alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its diff; write nothing.")] = False,
     force: o.ForceOpt = False,
@@ -80,6 +95,10 @@ def convert(
         runtimes=runtimes,
         carrier=carrier,
         allow=allow,
+        to=to,
+        outtype=outtype,
+        split_max_size=split_max_size,
+        converter=converter,
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     opened = open_source(o.source_of(source, revision, token, cache_dir))
@@ -89,13 +108,30 @@ def convert(
     if dry_run:
         show_plan(console, plan, opened)
         return
-    check_places(opened.source.folder, out or Path(plan.out), force=force)
+    if in_place:
+        _refuse_beside_in_place(out=out, force=force, config_only=config_only, checksums=checksums, link_mode=link_mode)
+        console.warnings(plan.warnings)
+        show_result(console, *run_in_place(plan, opened))
+        return
+    check_places(opened.source.folder or opened.source.file, out or Path(plan.out), force=force)
     console.warnings(plan.warnings)
-    options = Options(link_mode=link_mode, checksums=checksums, config_only=config_only, force=force)
-    sizes = {file.path: file.size_bytes for file in opened.contents.files}
-    with console.progress(sum(sizes.get(name, 0) for name in carried(plan))) as progress:
+    options = Options(
+        link_mode=link_mode, checksums=checksums, config_only=config_only, force=force, quantizer=quantizer
+    )
+    with console.progress(size_bytes(plan.actions)) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
     show_result(console, path, manifest)
+
+
+def _refuse_beside_in_place(**given: object) -> None:
+    for name, value in given.items():
+        if value not in (None, False, "auto"):
+            raise UsageError(
+                "--in-place writes no output that this could be said of",
+                code="bad-option",
+                key=f"--{name.replace('_', '-')}",
+                hint="leave one of them away",
+            )
 
 
 def _saved_plan(path: Path, recipe: Recipe) -> Plan:

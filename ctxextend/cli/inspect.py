@@ -12,8 +12,8 @@ from ctxextend.documents import inspection_document
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.inspection import Inspection
 from ctxextend.lengths import parse_bytes, parse_tokens
-from ctxextend.pipeline import Opened, inspect_source, open_source
-from ctxextend.plan import Plan, make_plan
+from ctxextend.pipeline import Opened, inspect_source, open_source, plan_inspected
+from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
 
 
@@ -64,7 +64,7 @@ def inspect(
 def _outlook(opened: Opened, inspection: Inspection, recipe: Recipe, console: Console) -> Plan | None:
     """What auto would do for the target; a refusal is only noted."""
     try:
-        return make_plan(opened.contents, inspection, recipe)
+        return plan_inspected(opened.contents, inspection, recipe)
     except (RefusedError, UsageError) as error:
         console.note(f"note: to {recipe.target} tokens: {error.message}")
         if error.hint:

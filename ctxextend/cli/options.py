@@ -11,7 +11,7 @@ import typer
 
 from ctxextend.checkpoint import Source, resolve
 from ctxextend.errors import UsageError
-from ctxextend.lengths import parse_tokens
+from ctxextend.lengths import parse_bytes, parse_tokens
 from ctxextend.recipe import Recipe
 from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
 
@@ -83,6 +83,31 @@ AllowOpt = Annotated[
     typer.Option("--allow", metavar="CODE", help="Let this refusal pass.", show_default=False),
 ]
 
+ToOpt = Annotated[
+    Optional[Literal["safetensors", "gguf"]],
+    typer.Option("--to", help="The format of the result; the source's otherwise.", show_default=False),
+]
+OuttypeOpt = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--outtype",
+        help="The type of the weights in another format: bf16, q8_0, q4_k_m ...; several make several files.",
+        show_default=False,
+    ),
+]
+SplitOpt = Annotated[
+    Optional[str],
+    typer.Option("--split-max-size", help="The size of a GGUF file above which it is split.", show_default=False),
+]
+ConverterOpt = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--converter",
+        help="llama.cpp's convert_hf_to_gguf.py, for architectures that aren't exported here; its rope is corrected.",
+        show_default=False,
+    ),
+]
+
 LinkOpt = Annotated[
     Literal["auto", "reflink", "hardlink", "symlink", "copy"],
     typer.Option("--link-mode", help="How files that stay get there; auto clones, else copies."),
@@ -115,6 +140,10 @@ def recipe_of(
     runtimes: str,
     carrier: Literal["auto", "native", "factors"],
     allow: Iterable[str] | None,
+    to: Literal["safetensors", "gguf"] | None,
+    outtype: Iterable[str] | None,
+    split_max_size: str | None,
+    converter: Path | None,
 ) -> Recipe:
     """The recipe that the flags spell. Raises :class:`UsageError` for one that can't be read."""
     names = runtimes_of(runtimes)
@@ -134,6 +163,10 @@ def recipe_of(
         runtimes=names,
         carrier=carrier,
         allow=allowed(allow),
+        to=to,
+        outtypes=tuple(name.strip().lower() for given in outtype or () for name in given.split(",")),
+        split_max_size=None if split_max_size is None else parse_bytes(split_max_size, option="--split-max-size"),
+        converter=None if converter is None else str(converter),
     )
 
 

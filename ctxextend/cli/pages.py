@@ -13,8 +13,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctxextend.changes import Carry
+from ctxextend.changes import Action, Carry, SetKey, SetTensor
 from ctxextend.documents import fits, lengths_of_interest
+from ctxextend.gguf_record import KEY as RECORD
 from ctxextend.inspection import Group, Inspection
 from ctxextend.lengths import show_bytes, show_count, show_tokens
 from ctxextend.plan import Plan
@@ -51,7 +52,8 @@ def plan_page(plan: Plan) -> RenderableType:
         facts.add_row(group.label, _change(plan, group.label))
     carried = sum(action.size_bytes for action in plan.actions if isinstance(action, Carry))
     files = sum(len(action.files) for action in plan.actions if isinstance(action, Carry))
-    facts.add_row("carried", f"{files} files, {show_bytes(carried)}, byte for byte")
+    what = f"{files} files" if files != 1 else "1 file" if plan.to == "safetensors" else "the weights"
+    facts.add_row("carried", f"{what}, {show_bytes(carried)}, byte for byte")
     facts.add_row("output", escape(plan.out))
     return facts
 
@@ -64,6 +66,30 @@ def diff_page(before: str, after: str, name: str) -> Text:
         style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
         text.append(line + "\n", style=style)
     return text
+
+
+def keys_page(actions: Iterable[Action]) -> Text:
+    """The changes of a GGUF file, in the manner of a diff; the record is only named."""
+    text = Text()
+    for action in actions:
+        if isinstance(action, SetKey):
+            name, sides = action.key, [None if side is None else side.value for side in (action.before, action.after)]
+            if name == RECORD:
+                sides = [None if side is None else f"({len(side)} bytes)" for side in sides]
+        elif isinstance(action, SetTensor):
+            name = f"tensor {action.name}"
+            sides = [None if side is None else _numbers(side) for side in (action.before, action.after)]
+        else:
+            continue
+        for mark, style, side in zip("-+", ("red", "green"), sides, strict=True):
+            if side is not None:
+                text.append(f"{mark} {name} = {side}\n", style=style)
+    return text
+
+
+def _numbers(numbers: tuple[float, ...]) -> str:
+    shown = " ".join(f"{number:.6g}" for number in numbers[:4])
+    return f"{len(numbers)} numbers: {shown} ... {numbers[-1]:.6g}" if len(numbers) > 4 else shown
 
 
 def name_table(rows: Iterable[tuple[str, ...]], columns: tuple[str, ...]) -> Table:

@@ -24,6 +24,10 @@ def plan(
     family: o.FamilyOpt = None,
     runtimes: o.RuntimesOpt = o.RUNTIMES_DEFAULT,
     carrier: o.CarrierOpt = "auto",
+    to: o.ToOpt = None,
+    outtype: o.OuttypeOpt = None,
+    split_max_size: o.SplitOpt = None,
+    converter: o.ConverterOpt = None,
     allow: o.AllowOpt = None,
     revision: o.RevisionOpt = None,
     token: o.TokenOpt = None,
@@ -52,6 +56,10 @@ def plan(
         runtimes=runtimes,
         carrier=carrier,
         allow=allow,
+        to=to,
+        outtype=outtype,
+        split_max_size=split_max_size,
+        converter=converter,
     )
     opened = open_source(o.source_of(source, revision, token, cache_dir))
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
@@ -63,12 +71,13 @@ def show_plan(console: Console, plan: Plan, opened: Opened) -> None:
     if console.as_json:
         console.document(plan)
         return
-    from ctxextend.cli.pages import diff_page, plan_page
+    from ctxextend.cli.pages import diff_page, keys_page, plan_page
 
     contents = opened.contents
     console.detail(f"{contents.source}: {len(contents.files)} files, {len(contents.tensors)} tensors")
     console.detail(f"plan {plan.digest}")
     console.draw(plan_page(plan))
+    console.draw(keys_page(plan.actions))
     documents = _documents(plan, opened)
     for name, text in edited_texts(plan, documents).items():
         console.draw(diff_page(documents[name], text, name))

@@ -436,7 +436,7 @@ def test_a_chosen_encoding_gives_the_planned_logits(tmp_path: Path, architecture
             choose_gguf(file, candidates, planned, target=CONTEXT)
         return
     chosen = choose_gguf(file, candidates, planned, target=CONTEXT)
-    after = applied(file, chosen.encoding)
+    after = applied(file, chosen.encoding.edits)
     extra = {name: np.asarray(numbers, np.float32) for name, numbers in chosen.encoding.tensors.items()}
     out = write_model(tmp_path / "out.gguf", dict(after.values), {**weights, **extra})
     (goal,) = planned.values()

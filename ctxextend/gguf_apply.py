@@ -1,0 +1,270 @@
+"""Making a GGUF plan happen: to a new file (or a folder of split ones), or in the file where it lies.
+
+The header is written anew; the tensors' data is copied in the kernel, shared where the file system can, or, in
+place, not touched. What was written is read back as llama.cpp would before it appears.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ctxextend.apply import (
+    Manifest,
+    Options,
+    OutputFile,
+    Progress,
+    Verified,
+    encode,
+    output_error,
+    sha256_of,
+    silent,
+    stale,
+    verified_of,
+)
+from ctxextend.changes import SetKey, SetTensor, gguf_edits_of, gguf_sha256
+from ctxextend.checkpoint.gguf_file import read_gguf, read_part, shard_name
+from ctxextend.checkpoint.gguf_header import KEPT_ELEMENTS
+from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
+from ctxextend.encoding import static_tables
+from ctxextend.errors import CheckpointError, DisagreementError, RefusedError, UsageError
+from ctxextend.formats.gguf_write import applied
+from ctxextend.gguf_encoding import judge_gguf
+from ctxextend.gguf_plan import gguf_of
+from ctxextend.gguf_record import PADDING
+from ctxextend.plan import Plan
+from ctxextend.scaling import Dynamic
+from ctxextend.tensors.copying import carry
+from ctxextend.tensors.gguf_edit import edits_by_file, write_edited
+from ctxextend.tensors.gguf_in_place import edit_in_place
+from ctxextend.tensors.places import MANIFEST, check_places, check_space, manifest_of
+from ctxextend.tensors.staging import staged, staged_file, write_file
+from ctxextend.version import VERSION
+
+
+def convert_gguf(
+    plan: Plan,
+    contents: Contents,
+    folder: Path,
+    out: Path,
+    *,
+    options: Options | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the file of ``plan`` to ``out``: a file, or of a split checkpoint a folder with its files.
+
+    ``folder`` holds the source that ``contents`` was read from. Raises :class:`RefusedError` for an output that
+    exists or is the source, :class:`OutputError` when it can't be written, :class:`DisagreementError` when
+    what was written isn't read as planned. Nothing of an output remains then, and the source is as it was.
+    """
+    options = options or Options()
+    report = progress or silent
+    edits = _checked_edits(plan, contents)
+    single = len(contents.files) == 1
+    if options.config_only or (single and options.link_mode in ("hardlink", "symlink")):
+        raise UsageError(
+            "the keys of a GGUF file stand in front of its weights: neither can be written without the other",
+            code="bad-option",
+            key="--config-only" if options.config_only else "--link-mode",
+            hint="--in-place changes the file without rewriting its weights",
+        )
+    _refuse_missing(contents)
+    source = folder / contents.files[0].path
+    check_places(source, out, force=options.force)
+    try:
+        with (staged_file if single else staged)(out, replace=options.force) as staging:
+            # Another run may have finished while this one waited for its lock.
+            check_places(source, out, force=options.force)
+            check_space([folder / file.path for file in contents.files], staging, options.link_mode)
+            written = _write(contents, folder, staging, out.name, edits, options=options, report=report)
+            verified = verify_gguf(plan, *after_edits(contents, edits), written[0])
+            manifest = manifest_of_files(plan, staging, written, verified, options)
+            write_file(staging / (manifest_of(out).name if single else MANIFEST), encode(manifest))
+            return manifest
+    except OSError as error:
+        raise output_error(error, out) from error
+
+
+def convert_in_place(plan: Plan, contents: Contents, folder: Path) -> Manifest:
+    """Change the file itself, without rewriting its weights; of a split checkpoint the one with the keys.
+
+    Raises :class:`RefusedError` with the reason where that can't be done safely, :class:`OutputError` and
+    :class:`DisagreementError`: the file is as it was then.
+    """
+    edits = _checked_edits(plan, contents)
+    by_file, first = edits_by_file(contents, edits), gguf_of(contents).file
+    further = [file for file in by_file if file != first]
+    if further:
+        raise RefusedError(
+            "more than one file of this split checkpoint would change",
+            code="in-place",
+            file=further[0],
+            hint="leave --in-place away: a new folder is written",
+        )
+    written = [folder / file.path for file in contents.files]
+    verified: tuple[Verified, ...] = ()
+
+    def verify(path: Path) -> None:
+        nonlocal verified
+        verified = verify_gguf(plan, *after_edits(contents, edits), path)
+
+    target = written[[file.path for file in contents.files].index(first)]
+    try:
+        if by_file:
+            edit_in_place(target, by_file[first], verify)
+        else:
+            verify(target)
+        manifest = manifest_of_files(plan, folder, written, verified, Options())
+        beside = manifest_of(target)
+        beside.unlink(missing_ok=True)
+        write_file(beside, encode(manifest))
+    except OSError as error:
+        raise output_error(error, target) from error
+    return manifest
+
+
+#: A tensor's type and shape; None for a type that may be any.
+Kind = tuple[str | None, tuple[int, ...]]
+
+#: What an edit in place fills up with, and what numbers the files of a split checkpoint, are the writer's own.
+_WRITERS_OWN: Final = frozenset({PADDING, "split.no", "split.count", "split.tensors.count"})
+
+
+def verify_gguf(plan: Plan, wanted: Gguf, kinds: Mapping[str, Kind], path: Path) -> tuple[Verified, ...]:
+    """Read the file (or the first of several) back. Raises :class:`DisagreementError` if it isn't as planned.
+
+    Its keys are ``wanted``'s, its tensors ``kinds``, and llama.cpp (and what else the plan names) reads the
+    planned tables.
+    """
+    written = read_gguf(path)
+    gguf = gguf_of(written)
+    _verify_contents(wanted, kinds, written)
+    scalings = [g.after.scaling for g in plan.groups if g.extended and g.after is not None]
+    planned = {g.label: g.after.table for g in plan.groups if g.after is not None}
+    if any(isinstance(scaling, Dynamic) for scaling in scalings):
+        planned = static_tables(planned)
+    verdicts = judge_gguf(gguf, planned, target=plan.target_context, required=plan.runtimes)
+    for verdict in verdicts:
+        if not verdict.agrees and verdict.name not in plan.misread and plan.method != "none":
+            raise _disagreement(path, f"{verdict.name} would not read what was planned: {verdict.reason}")
+    length = max(plan.target_context, plan.trained_context)
+    return tuple(verified_of(verdict, length, source=f"./{path.name}") for verdict in verdicts)
+
+
+def _verify_contents(wanted: Gguf, kinds: Mapping[str, Kind], written: Contents) -> None:
+    """What stands in the new header, against what should."""
+    found = gguf_of(written)
+    for key in (wanted.values.keys() | found.values.keys()) - _WRITERS_OWN:
+        if _kept(wanted.values.get(key)) != _kept(found.values.get(key)):
+            raise _disagreement(Path(found.file), f"the key {key} isn't what was planned")
+    after: dict[str, Kind] = {tensor.name: (tensor.dtype, tensor.shape) for tensor in written.tensors}
+    # In place, a tensor that goes may stay with ones in it, which change nothing.
+    idle = {name for name in after.keys() - kinds.keys() if set(found.factors.get(name) or ()) == {1.0}}
+    if after.keys() - idle != kinds.keys() or any(
+        kind[1] != after[name][1] or kind[0] not in (None, after[name][0]) for name, kind in kinds.items()
+    ):
+        raise _disagreement(Path(found.file), "its tensors aren't those that were planned")
+    for name, numbers in wanted.factors.items():
+        if found.factors.get(name) != numbers:
+            raise _disagreement(Path(found.file), f"the tensor {name} isn't what was planned")
+
+
+def _kept(value: GgufValue | None) -> GgufValue | None:
+    """A value as a header that was read keeps it: long arrays by their length alone."""
+    if value is None or value.length is None or value.length <= KEPT_ELEMENTS:
+        return value
+    return msgspec.structs.replace(value, value=None)
+
+
+def after_edits(contents: Contents, edits: GgufEdits) -> tuple[Gguf, dict[str, Kind]]:
+    """The header and the tensors that a file has after ``edits``."""
+    kinds: dict[str, Kind] = {t.name: (t.dtype, t.shape) for t in contents.tensors}
+    kinds = {name: kind for name, kind in kinds.items() if name not in edits.removed_tensors}
+    kinds |= {name: ("F32", (len(numbers),)) for name, numbers in edits.tensors.items()}
+    return applied(gguf_of(contents), edits), kinds
+
+
+def _disagreement(path: Path, message: str) -> DisagreementError:
+    return DisagreementError(
+        message,
+        code="disagreement",
+        file=path.name,
+        hint="this should not happen: please report it with the output of 'plan --json'",
+    )
+
+
+def _refuse_missing(contents: Contents) -> None:
+    for note in contents.notes:
+        if note.code == "missing-shards":
+            raise CheckpointError(
+                f"files of a split GGUF are missing: {note.message}",
+                code="missing-shard",
+                file=contents.source,
+                hint="fetch all its files into one folder; --in-place needs the first one alone",
+            )
+
+
+def _checked_edits(plan: Plan, contents: Contents) -> GgufEdits:
+    """The plan's edits. Raises :class:`RefusedError` where the file isn't what the plan was made for."""
+    gguf = gguf_of(contents)
+    if gguf_sha256(gguf) != plan.source.config_sha256:
+        raise stale(gguf.file, "the keys as they were when the plan was made", "other keys")
+    for action in plan.actions:
+        match action:
+            case SetKey() if gguf.values.get(action.key) != action.before:
+                raise stale(gguf.file, f"{action.key}: {action.before}", f"{gguf.values.get(action.key)}")
+            case SetTensor() if gguf.factors.get(action.name) != action.before:
+                raise stale(gguf.file, f"the tensor {action.name} as it was", "another one")
+    return gguf_edits_of(plan.actions)
+
+
+def _write(
+    contents: Contents,
+    folder: Path,
+    staging: Path,
+    name: str,
+    edits: GgufEdits,
+    *,
+    options: Options,
+    report: Progress,
+) -> list[Path]:
+    by_file = edits_by_file(contents, edits)
+    first, count = gguf_of(contents).file, len(contents.files)
+    written = []
+    for number, file in enumerate(contents.files, start=1):
+        target = staging / (name if count == 1 else shard_name(name, number, count))
+        source, done = folder / file.path, partial(report, file.path)
+        if file.path in by_file:
+            header = gguf_of(contents) if file.path == first else read_part(source)
+            write_edited(source, target, header, by_file[file.path], progress=done)
+        else:
+            carry(source, target, mode=options.link_mode, progress=done)
+        written.append(target)
+    return written
+
+
+def manifest_of_files(
+    plan: Plan, root: Path, written: Iterable[Path], verified: tuple[Verified, ...], options: Options
+) -> Manifest:
+    """The manifest of GGUF files in ``root``."""
+    files = tuple(
+        OutputFile(
+            path=path.relative_to(root).as_posix(),
+            size_bytes=path.stat().st_size,
+            sha256=sha256_of(path) if options.checksums else None,
+            header_sha256=header_sha256(path),
+        )
+        for path in written
+    )
+    return Manifest(version=VERSION, plan=plan, files=files, verified=verified)
+
+
+def header_sha256(path: Path) -> str:
+    """The checksum of all that stands in front of a GGUF file's data."""
+    with path.open("rb") as handle:
+        return hashlib.sha256(handle.read(read_part(path).data_start)).hexdigest()

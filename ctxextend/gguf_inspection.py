@@ -1,0 +1,240 @@
+"""What a GGUF file means: ropes, lengths, what was done to it, what it costs. Pure.
+
+A file doesn't say which family it was made of; what is known of the families that share its architecture
+(which scalings are published, which lengths are overstated) counts where they agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET
+
+from ctxextend.contents import Contents, Gguf, Note
+from ctxextend.errors import CheckpointError, RefusedError
+from ctxextend.families import FAMILIES, Family, Origin, find_family
+from ctxextend.formats.gguf_architectures import OF_FAMILY
+from ctxextend.formats.gguf_keys import CONTEXT, FINETUNED, GgufGroup, GgufRope, Keys, read_rope
+from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
+from ctxextend.inspection import BaseChoice, Inspection, dtypes_of, groups_of, said_origin
+from ctxextend.kv_cache import KvCache, kv_cache
+from ctxextend.scaling import Linear, Llama3, LongRope, Scaling, Yarn, table
+
+#: The original length that Llama 3.1 to 3.3 publish, where the file doesn't say one.
+_LLAMA3_ORIGINAL: Final = 8192
+#: Single precision keeps seven digits.
+_SAME: Final = 1e-5
+
+#: What config.json calls the sizes that a KV cache is computed from.
+_SIZES: Final = {
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "qk_rope_head_dim": "rope.dimension_count",
+}
+
+
+def inspect_gguf(
+    contents: Contents,
+    *,
+    family: str | None = None,
+    base: BaseChoice = "auto",
+    original_context: int | None = None,
+) -> Inspection:
+    """What the file of ``contents`` means. ``original_context`` and ``base`` override what would be found.
+
+    Raises :class:`RefusedError` for an architecture that isn't known, :class:`CheckpointError` for values
+    that can't be.
+    """
+    gguf = contents.gguf
+    if gguf is None:
+        raise CheckpointError("this is no GGUF file", code="no-gguf", file=contents.source, found=contents.storage)
+    record = find_gguf_record(gguf)
+    if record is not None and base == "trained":
+        raise _ours_as_base(gguf, record)
+    if base == "auto" and record is not None and record.taken_as is not UNSET:
+        base = record.taken_as
+    current, rope = read_rope(gguf), read_rope(without_record(gguf, record))
+    relatives = _relatives(rope.architecture.name)
+    row = _family(rope, relatives, family)
+    keys = Keys(gguf.values, rope.architecture.name)
+    before = tuple(recognised(group, rope.original_context_length) for group in rope.groups)
+    origins = {group.label: _origin(group, keys, rope, relatives, base) for group in before}
+    trained, known = _trained(before, origins, rope, relatives, record, original_context)
+    groups = groups_of(
+        tuple(recognised(group, current.original_context_length) for group in current.groups),
+        before,
+        record_method=record.method if record is not None else None,
+        origins=origins,
+        trained=trained,
+        apart=rope.architecture.sliding is not None and not rope.architecture.sliding.scaled,
+    )
+    notes = (*contents.notes, *rope.notes, *known, *filter(None, map(said_origin, groups)), *_windows(groups, rope))
+    return Inspection(
+        name=contents.name,
+        source=contents.source,
+        revision=contents.revision,
+        model_type=rope.architecture.name,
+        family=row,
+        position="rope",
+        format="gguf",
+        parameters=sum(t.elements for t in contents.tensors if t.name not in gguf.factors),
+        size_bytes=contents.size_bytes,
+        weight_bytes=contents.weight_bytes,
+        dtypes=dtypes_of(contents),
+        quantisation=None,
+        tied_embeddings=not any(tensor.name == "output.weight" for tensor in contents.tensors),
+        trained_context=trained,
+        current_context=current.context_length,
+        groups=groups,
+        kv_cache=_cache(keys, row, [(g.label, g.layers, g.window) for g in groups]),
+        notes=tuple(dict.fromkeys(notes)),
+        record=None,
+        config={},
+        rope=None,
+        base=base,
+    )
+
+
+def _relatives(architecture: str) -> tuple[Family, ...]:
+    """The families whose exports are of this architecture."""
+    return tuple(FAMILIES[name] for name, other in OF_FAMILY.items() if other == architecture)
+
+
+def _family(rope: GgufRope, relatives: tuple[Family, ...], given: str | None) -> Family:
+    """A row that stands for the architecture, by the architecture's name where no family is known for it.
+
+    A file holds one scaling, so no layers are extended apart from the others.
+    """
+    name = rope.architecture.name
+    if given is not None:
+        return msgspec.structs.replace(find_family({}, treat_as=given), form="flat")
+    if not relatives:
+        return Family(name=name, model_types=(name,), kv_cache="unstated")
+    named = next((row for row in relatives if row.name == name), relatives[0])
+    return msgspec.structs.replace(named, form="flat", labels={})
+
+
+def recognised(group: GgufGroup, original: int | None) -> GgufGroup:
+    """A list of factors that is Llama 3's formula, as that: another factor can then be asked of it.
+
+    ``original`` is the length in tokens that the file says beside it.
+    """
+    scaling, spec = group.scaling, group.spec
+    if spec is None or not isinstance(scaling, LongRope) or scaling.short_factor != scaling.long_factor:
+        return group
+    if scaling.attention_factor != 1.0:
+        return group
+    found = table(spec, scaling)
+    for length in {_LLAMA3_ORIGINAL, original or _LLAMA3_ORIGINAL}:
+        formula = Llama3(
+            # Of seven digits the last is noise.
+            factor=float(f"{scaling.long_factor[-1]:.6g}"),
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=length,
+        )
+        if formula.factor > 1.0 and found.error_against(table(spec, formula)) < _SAME:
+            return msgspec.structs.replace(group, scaling=formula)
+    return group
+
+
+def _origin(
+    group: GgufGroup, keys: Keys, rope: GgufRope, relatives: tuple[Family, ...], choice: BaseChoice
+) -> Origin | None:
+    """Whether a group's scaling was trained in; None where nothing tells, or the families differ."""
+    if group.scaling is None:
+        return None
+    if choice != "auto":
+        return "trained" if choice == "trained" else "bolted-on"
+    # Where it doesn't switch the rope off, the file says it itself.
+    said = keys.get(FINETUNED)
+    if said is not None and said.type == "BOOL" and not rope.architecture.switched:
+        return "trained" if said.value else "bolted-on"
+    kind = str(type(group.scaling).__struct_config__.tag)
+    told = {origin for row in relatives if (origin := row.origins.get(kind)) is not None}
+    return told.pop() if len(told) == 1 else None
+
+
+def _trained(
+    before: tuple[GgufGroup, ...],
+    origins: Mapping[str, Origin | None],
+    rope: GgufRope,
+    relatives: tuple[Family, ...],
+    record: GgufRecord | None,
+    override: int | None,
+) -> tuple[int, tuple[Note, ...]]:
+    """The length in tokens that the weights were trained for, and how that is known."""
+    if override is not None:
+        return override, (_known("it was given (--original-context)", override),)
+    if record is not None:
+        return record.trained_context, (_known("the record of an earlier conversion says so", record.trained_context),)
+    stated, key = rope.context_length, f"{rope.architecture.name}.{CONTEXT}"
+    scaled = next((group for group in before if group.scaling is not None), None)
+    if scaled is None or origins.get(scaled.label) == "trained":
+        overstated = {row.overstated.get(stated, stated) for row in relatives} if scaled is None else {stated}
+        trained = overstated.pop() if len(overstated) == 1 else stated
+        if trained == stated:
+            return stated, (_known(key, stated),)
+        message = f"{key} is {stated}, but these models were trained on {trained}; --original-context overrides this"
+        return trained, (Note(code="length-overstated", message=message),)
+    original = rope.original_context_length
+    if original is not None and original <= stated:
+        return original, (_known("the original length beside the scaling that was added", original),)
+    factor = _factor(scaled.scaling)
+    return stated, (
+        Note(
+            code="original-length-unknown",
+            message=f"the original length isn't written down: {stated} if {key} wasn't raised with the scaling, "
+            f"{int(stated / factor)} if it was; --original-context says which",
+        ),
+    )
+
+
+def _factor(scaling: Scaling | None) -> float:
+    return scaling.factor if isinstance(scaling, Linear | Yarn) and math.isfinite(scaling.factor) else 1.0
+
+
+def _windows(groups: tuple[Any, ...], rope: GgufRope) -> Iterator[Note]:
+    sliding = rope.architecture.sliding
+    for group in groups:
+        if group.window is not None and sliding is not None and group.spec is not None:
+            kept = "shares the file's one scaling" if sliding.scaled else "is kept"
+            yield Note(
+                code="sliding-window",
+                message=f"{len(group.layers)} layers ({group.label}) see a window of {group.window} tokens; their "
+                f"rope {kept}",
+            )
+
+
+def _cache(keys: Keys, row: Family, groups: list[tuple[str, tuple[int, ...], int | None]]) -> KvCache | None:
+    """The KV cache, by the sizes that the file states; None where layers differ in them."""
+    text: dict[str, Any] = {}
+    for name, key in _SIZES.items():
+        entry = keys.get(key)
+        if entry is not None and entry.type == "ARRAY":
+            return None
+        value = keys.whole(key)
+        if value is not None:
+            text[name] = value
+    return kv_cache(text, row, groups=groups)
+
+
+def _known(how: str, tokens: int) -> Note:
+    return Note(code="trained-context", message=f"trained context {tokens}: {how}")
+
+
+def _ours_as_base(gguf: Gguf, record: GgufRecord) -> RefusedError:
+    return RefusedError(
+        "an earlier conversion of ctxextend wrote this rope, and extensions start from what was before it",
+        code="ours-as-base",
+        file=gguf.file,
+        key="ctxextend.record",
+        found=f"{record.method} to {record.target_context}",
+        hint="leave --base away, or start from the file that the weights were trained with",
+    )

@@ -1,0 +1,279 @@
+"""Plans for GGUF files: the keys and small rope tensors that make llama.cpp read the planned table. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ctxextend.changes import Action, Carry, gguf_actions, gguf_sha256
+from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
+from ctxextend.encoding import PlanWarning, cautions, static_tables
+from ctxextend.errors import CheckpointError, RefusedError, UsageError
+from ctxextend.formats.gguf_keys import CONTEXT, FACTOR, TYPE, GgufRope, read_rope
+from ctxextend.formats.gguf_write import applied, encodings
+from ctxextend.gguf_encoding import ChosenGguf, choose_gguf, judge_gguf
+from ctxextend.gguf_record import find_gguf_record, net_edits, recorded, without_record
+from ctxextend.inspection import Inspection
+from ctxextend.methods import extension_factor
+from ctxextend.methods.base import Base
+from ctxextend.plan import (
+    Plan,
+    arithmetic,
+    default_name,
+    planned_groups,
+    require_auto,
+    require_decided,
+    source_ref,
+    warnings_about,
+)
+from ctxextend.recipe import Recipe, resolve_target
+from ctxextend.rope import RopeTable
+from ctxextend.runtimes import GGUF_RUNTIMES, gguf_readers_of
+from ctxextend.scaling import Dynamic, Scaling, table
+from ctxextend.solving import Chooser, Solution, solve, wanted_bases
+from ctxextend.version import VERSION
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """What becomes of a file: ``base`` with the edits ``wanted``, where ``current`` lies now.
+
+    ``tables``: what each group is to have at ``target`` tokens. ``solution`` is None where no rope is scaled.
+    ``recorded``: the file will know what was done to it.
+    """
+
+    current: Gguf
+    base: Gguf
+    wanted: GgufEdits
+    method: str
+    target: int
+    tables: Mapping[str, RopeTable]
+    reasons: tuple[str, ...]
+    solution: Solution[ChosenGguf] | None = None
+    recorded: bool = True
+
+
+def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
+    """The plan for ``recipe`` on an inspected GGUF file. Pure.
+
+    Raises :class:`RefusedError` (with the hint that overrides it) and :class:`UsageError`.
+    """
+    gguf = gguf_of(contents)
+    if recipe.sliding_window != "keep":
+        raise UsageError(
+            "the windows of a GGUF file are part of its architecture",
+            code="bad-option",
+            file=gguf.file,
+            key="--sliding-window",
+            hint="leave it at keep, or convert the safetensors checkpoint and export that",
+        )
+    trained = inspection.trained_context
+    target = resolve_target(recipe, trained)
+    name = gguf.architecture
+    require_decided(inspection, recipe, file=gguf.file, key=f"{name}.{TYPE}", original_key=f"{name}.{FACTOR}")
+    base = without_record(gguf, find_gguf_record(gguf))
+    if target <= trained:
+        require_auto(recipe, trained, target)
+        change = _within_trained(contents, inspection, base, target)
+        return assemble_gguf(contents, inspection, recipe, change)
+    wanted = wanted_bases(inspection, recipe)
+    if not wanted:
+        raise RefusedError(
+            "no layer of this file has a rope that sees past its window",
+            code="nothing-to-scale",
+            file=gguf.file,
+            key=f"{name}.attention.sliding_window",
+        )
+    factor = extension_factor(trained, target)
+    choose = gguf_chooser(base, read_rope(base), inspection, recipe, target)
+    solution, reasons = solve(recipe, wanted, target, factor, choose)
+    change = Change(
+        current=gguf,
+        base=base,
+        wanted=solution.chosen.encoding.edits,
+        method=solution.method,
+        target=target,
+        tables=planned_tables(inspection, solution.scalings, target),
+        reasons=reasons,
+        solution=solution,
+    )
+    return assemble_gguf(contents, inspection, recipe, change)
+
+
+def gguf_of(contents: Contents) -> Gguf:
+    """The header. Raises :class:`CheckpointError` where there is none."""
+    if contents.gguf is None:
+        raise CheckpointError("this is no GGUF file", code="no-gguf", file=contents.source, found=contents.storage)
+    return contents.gguf
+
+
+def gguf_chooser(
+    base: Gguf, rope: GgufRope, inspection: Inspection, recipe: Recipe, target: int
+) -> Chooser[ChosenGguf]:
+    """Forms in a GGUF file whose header, before anything is done to it, is ``base``."""
+    specs = {group.label: group.spec for group in rope.groups if group.spec is not None}
+
+    def choose(_method: str, scalings: Mapping[str, Scaling]) -> ChosenGguf:
+        return choose_gguf(
+            base,
+            encodings(base, rope, specs, scalings, target=target),
+            planned_tables(inspection, scalings, target),
+            target=target,
+            carriers=recipe.carrier,
+            allow="unreadable" in recipe.allow,
+        )
+
+    return choose
+
+
+def planned_tables(inspection: Inspection, scalings: Mapping[str, Scaling], target: int) -> dict[str, RopeTable]:
+    """The table that each group with a rope is to have at ``target`` tokens; those without a scaling keep theirs."""
+    bases: dict[str, Base] = {g.label: g.base for g in inspection.groups if g.base is not None}
+    planned = {
+        label: table(base.spec, scalings[label], length=target) if label in scalings else base.table()
+        for label, base in bases.items()
+    }
+    # No file says that a base follows the length: its static equal is written.
+    return static_tables(planned) if any(isinstance(s, Dynamic) for s in scalings.values()) else planned
+
+
+def gguf_warnings(chosen: ChosenGguf, scalings: Mapping[str, Scaling]) -> Iterator[PlanWarning]:
+    """What is to be said of the form that was chosen."""
+    if chosen.cost is not None:
+        yield PlanWarning(code="unreadable", message=f"llama.cpp doesn't read the planned table: {chosen.cost}")
+    if any(isinstance(scaling, Dynamic) for scaling in scalings.values()):
+        yield PlanWarning(
+            code="dynamic-made-static",
+            message="no GGUF file says that a base follows the length; its static equal at the target is written as "
+            "a larger rope.freq_base, which also holds for short inputs",
+        )
+
+
+def _within_trained(contents: Contents, inspection: Inspection, base: Gguf, target: int) -> Change:
+    """Nothing, or the stated length alone where it is below the target."""
+    stated, key = read_rope(base).context_length, f"{base.architecture}.{CONTEXT}"
+    trained = inspection.trained_context
+    keys = {key: GgufValue(type="UINT32", value=trained)} if stated < target else {}
+    return Change(
+        current=gguf_of(contents),
+        base=base,
+        wanted=GgufEdits(keys=keys),
+        method="none",
+        target=target,
+        tables={g.label: table(g.spec, g.scaling, length=target) for g in inspection.groups if g.spec is not None},
+        reasons=(f"none: the weights were trained for {trained} tokens, which holds {target}",),
+    )
+
+
+def assemble_gguf(
+    contents: Contents,
+    inspection: Inspection,
+    recipe: Recipe,
+    change: Change,
+    *,
+    actions: tuple[Action, ...] | None = None,
+    warnings: Iterable[PlanWarning] = (),
+) -> Plan:
+    """The plan of a change. ``actions``: what is done beside the edits; by default, the files are carried."""
+    trained, target, method, solution = inspection.trained_context, change.target, change.method, change.solution
+    base, wanted = change.base, change.wanted
+    digest = _digest(change, trained=trained)
+    if change.recorded and wanted != GgufEdits():
+        wanted = recorded(
+            base,
+            wanted,
+            version=VERSION,
+            method=method,
+            trained=trained,
+            target=target,
+            digest=digest,
+            taken_as=_taken_as(inspection),
+        )
+    edits = net_edits(change.current, base, wanted)
+    final = applied(change.current, edits)
+    verdicts = judge_gguf(final, change.tables, target=target, required=recipe.runtimes)
+    said: list[PlanWarning] = [*warnings]
+    if solution is not None:
+        said += [*solution.warnings, *gguf_warnings(solution.chosen, solution.scalings)]
+        said += warnings_about(inspection, target=target, fine_tune=recipe.fine_tune)
+    said += [*_removals(base, change.wanted), *_unheard(recipe), *cautions(verdicts, max(target, trained), frozenset())]
+    written = {group.label: group.spec.rope_theta for group in read_rope(final).groups if group.spec is not None}
+    return Plan(
+        version=VERSION,
+        digest=digest,
+        source=source_ref(contents),
+        family=inspection.family.name,
+        method=method,
+        options=solution.options if solution is not None else {},
+        factor=extension_factor(trained, target) if target > trained else 1.0,
+        arithmetic=arithmetic(trained, target),
+        trained_context=trained,
+        current_context=inspection.current_context,
+        target_context=target,
+        reasons=change.reasons,
+        runtimes=recipe.runtimes,
+        misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
+        groups=planned_groups(
+            inspection,
+            target,
+            scalings=solution.scalings if solution is not None else {},
+            rope_theta=written,
+            encoding=solution.chosen.encoding.name if solution is not None else None,
+        ),
+        actions=(*gguf_actions(change.current, edits), *(_carried(contents) if actions is None else actions)),
+        warnings=tuple(dict.fromkeys(said)),
+        out=default_gguf_name(contents, method, target),
+        to="gguf",
+    )
+
+
+def _taken_as(inspection: Inspection) -> Literal["trained", "unscaled"] | UnsetType:
+    """What the scaling in the base was taken for: the file alone doesn't tell of which family it is."""
+    if any(group.base is not None and group.base.scaling is not None for group in inspection.groups):
+        return "trained"
+    return UNSET if inspection.base == "auto" else inspection.base
+
+
+def _removals(base: Gguf, wanted: GgufEdits) -> Iterator[PlanWarning]:
+    """What the source's writer had put there, and is taken away."""
+    gone = [*(key for key in wanted.removed if key in base.values), *wanted.removed_tensors]
+    if gone:
+        yield PlanWarning(
+            code="removed-keys",
+            message=f"{', '.join(gone)}: dead in this architecture, or contradicting the new scaling; taken away",
+        )
+
+
+def _unheard(recipe: Recipe) -> Iterator[PlanWarning]:
+    if not gguf_readers_of(recipe.runtimes):
+        yield PlanWarning(
+            code="no-reader-named",
+            message=f"none of the runtimes named reads GGUF files ({', '.join(recipe.runtimes)}); the file is held to "
+            "what llama.cpp reads",
+            hint=f"--runtimes {','.join(GGUF_RUNTIMES)}",
+        )
+
+
+def _carried(contents: Contents) -> tuple[Action, ...]:
+    return (Carry(files=tuple(file.path for file in contents.files), size_bytes=contents.size_bytes),)
+
+
+def default_gguf_name(contents: Contents, method: str, target: int) -> str:
+    """``NAME-METHOD-128k.gguf``; without the ending for the folder that a split file becomes."""
+    name = default_name(contents.name, method, target)
+    return name if len(contents.files) > 1 and contents.gguf is not None else f"{name}.gguf"
+
+
+def _digest(change: Change, *, trained: int) -> str:
+    value = {
+        "base": gguf_sha256(change.base),
+        "edits": msgspec.to_builtins(change.wanted),
+        "method": change.method,
+        "trained": trained,
+        "target": change.target,
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

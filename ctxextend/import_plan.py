@@ -1,0 +1,204 @@
+"""Plans that make a safetensors checkpoint of a GGUF file, with the rope that other loaders lose. Pure.
+
+The file becomes a config.json that says what the file says; a target is then reached as for any checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+
+from ctxextend.changes import Carry, Restore
+from ctxextend.contents import Contents, Document, Gguf, TensorInfo
+from ctxextend.encoding import Chosen, PlanWarning, choose_encoding
+from ctxextend.errors import UsageError
+from ctxextend.exports.reverse import FloatType, Restored, decimal, restored_of
+from ctxextend.families import Family, find_family
+from ctxextend.formats.gguf_keys import read_rope as read_gguf_rope
+from ctxextend.formats.gguf_write import single
+from ctxextend.formats.hf_read import read_rope
+from ctxextend.formats.json_edit import apply_edits
+from ctxextend.gguf_inspection import recognised
+from ctxextend.gguf_plan import gguf_of
+from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
+from ctxextend.inspection import Inspection, inspect
+from ctxextend.plan import Plan, assemble, default_name, make_plan, plain_plan, source_ref
+from ctxextend.recipe import Recipe
+from ctxextend.rope import RopeSpec
+from ctxextend.scaling import Rebase, Scaling, table
+from ctxextend.solving import Solution
+
+_DTYPES: Final[Mapping[str, FloatType]] = MappingProxyType({"f32": "F32", "f16": "F16", "bf16": "BF16"})
+
+
+def make_import_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
+    """The plan for safetensors of an inspected GGUF file. Pure.
+
+    Raises :class:`RefusedError` for an architecture that isn't known, or where no config.json says what the file
+    does, and :class:`UsageError`.
+    """
+    gguf = gguf_of(contents)
+    record = find_gguf_record(gguf)
+    base = without_record(gguf, record)
+    restored = restored_of(base, contents.tensors, dtype=_dtype(recipe))
+    family = find_family(restored.config, treat_as=recipe.family)
+    document, chosen = _with_rope(restored.config, family, base, recipe)
+    virtual = _checkpoint(contents, restored, document)
+    known = inspect(
+        virtual,
+        family=recipe.family,
+        base="trained"
+        if any(group.base is not None and group.base.scaling for group in inspection.groups)
+        else recipe.base,
+        original_context=inspection.trained_context,
+        sliding_window=recipe.sliding_window,
+    )
+    name = f"{contents.name}-safetensors"
+    if recipe.target is not None or recipe.factor is not None:
+        plan = make_plan(virtual, known, recipe)
+        name = default_name(contents.name, plan.method, plan.target_context)
+    elif record is not None:
+        plan = _as_converted(virtual, known, recipe, gguf, record)
+    else:
+        reasons = ("the rope as the file has it" + (f", written as {chosen.encoding.name}" if chosen else ""),)
+        plan = plain_plan(
+            virtual,
+            known,
+            recipe,
+            {},
+            method="none",
+            target=known.trained_context,
+            reasons=reasons,
+            warnings=chosen.warnings if chosen is not None else (),
+        )
+    action = Restore(
+        family=restored.family,
+        dtype=restored.dtype,
+        config=document,
+        files=tuple(file.path for file in contents.files),
+        size_bytes=sum(tensor.size_bytes for tensor in virtual.tensors),
+    )
+    notes = tuple(PlanWarning(code=note.code, message=note.message) for note in restored.notes)
+    return msgspec.structs.replace(
+        plan,
+        source=source_ref(contents),
+        actions=(*(action for action in plan.actions if not isinstance(action, Carry)), action),
+        warnings=(*notes, *plan.warnings),
+        out=name,
+    )
+
+
+def _dtype(recipe: Recipe) -> FloatType | None:
+    if not recipe.outtypes:
+        return None
+    if len(recipe.outtypes) > 1 or recipe.outtypes[0] not in _DTYPES:
+        raise UsageError(
+            "safetensors are written in one floating type",
+            code="unknown-outtype",
+            key="--outtype",
+            expected=", ".join(_DTYPES),
+            found=", ".join(recipe.outtypes),
+        )
+    return _DTYPES[recipe.outtypes[0]]
+
+
+def _with_rope(
+    config: Mapping[str, Any], family: Family, gguf: Gguf, recipe: Recipe
+) -> tuple[dict[str, Any], Chosen | None]:
+    """The plain config with the scaling that the file has, where it has one."""
+    specs, scalings = _scalings(config, family, gguf)
+    if not scalings:
+        return dict(config), None
+    chosen = choose_encoding(
+        config,
+        family,
+        specs,
+        scalings,
+        target=read_gguf_rope(gguf).context_length,
+        required=recipe.runtimes,
+        carriers=recipe.carrier,
+        method="the file's scaling",
+        kept={
+            group.label: table(group.spec, None)
+            for group in read_rope(config, family).groups
+            if group.spec is not None and group.label not in scalings
+        },
+        allow="unreadable" in recipe.allow,
+    )
+    return apply_edits(dict(config), chosen.encoding.edits), chosen
+
+
+def _scalings(config: Mapping[str, Any], family: Family, gguf: Gguf) -> tuple[dict[str, RopeSpec], dict[str, Scaling]]:
+    """The plain rope and the scaling of each group that has one, by the labels that the config's layers have."""
+    rope = read_gguf_rope(gguf)
+    groups = [recognised(group, rope.original_context_length) for group in rope.groups]
+    of_layer = {layer: group for group in groups for layer in group.layers}
+    specs, scalings = {}, {}
+    for group in read_rope(config, family).groups:
+        found = of_layer[group.layers[0]]
+        if group.spec is None or found.spec is None:
+            continue
+        scaling = found.scaling
+        if scaling is None and found.spec.rope_theta != single(group.spec.rope_theta):
+            scaling = Rebase(rope_theta=decimal(found.spec.rope_theta))
+        if scaling is not None:
+            specs[group.label], scalings[group.label] = group.spec, scaling
+    return specs, scalings
+
+
+def _checkpoint(contents: Contents, restored: Restored, document: dict[str, Any]) -> Contents:
+    """The checkpoint as it will be before any extension."""
+    tensors = tuple(
+        TensorInfo(
+            name=target.name,
+            dtype="F32" if target.exact else restored.dtype,
+            shape=target.shape,
+            file="model.safetensors",
+        )
+        for target in restored.tensors
+    )
+    return Contents(
+        name=contents.name,
+        source=contents.source,
+        revision=contents.revision,
+        storage="safetensors",
+        files=(),
+        documents={"config.json": Document(text=json.dumps(document, indent=2) + "\n", value=document)},
+        tensors=tensors,
+    )
+
+
+def _as_converted(virtual: Contents, known: Inspection, recipe: Recipe, gguf: Gguf, record: GgufRecord) -> Plan:
+    """What an earlier conversion of ours made of the file, carried over with its record."""
+    config = virtual.config
+    specs, scalings = _scalings(config, known.family, gguf)
+    if not scalings:
+        return make_plan(
+            virtual, known, msgspec.structs.replace(recipe, method=record.method, target=record.target_context)
+        )
+    chosen = choose_encoding(
+        config,
+        known.family,
+        specs,
+        scalings,
+        target=record.target_context,
+        required=recipe.runtimes,
+        carriers=recipe.carrier,
+        method=record.method,
+        kept={g.label: g.base.table() for g in known.groups if g.base and g.label not in scalings},
+        allow="unreadable" in recipe.allow,
+    )
+    solution = Solution(method=record.method, options={}, scalings=scalings, chosen=chosen)
+    return assemble(
+        virtual,
+        known,
+        recipe,
+        target=record.target_context,
+        solution=solution,
+        windows=(),
+        reasons=(f"as the file has it: {record.method} to {record.target_context}",),
+    )
