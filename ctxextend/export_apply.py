@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ctxextend.apply import Manifest, Options, Progress, Verified, encode, output_error, silent, stale
+from ctxextend.apply import Manifest, Options, Progress, encode, output_error, silent, stale
 from ctxextend.changes import Export, gguf_edits_of
 from ctxextend.checkpoint.card import read_card
 from ctxextend.checkpoint.gguf_file import read_gguf
@@ -93,11 +93,9 @@ def export_gguf(
             ]
             job = Job(plan=plan, contents=contents, folder=folder, action=action, quantizer=quantizer)
             written = make(job, outputs, partial(progress or silent, out.name))
-            verified: tuple[Verified, ...] = ()
-            for made in written:
-                verified = verify_gguf(plan, made.header, made.kinds, made.files[0])
+            found = {made.files[0]: verify_gguf(plan, made.header, made.kinds, made.files[0]) for made in written}
             files = [file for made in written for file in made.files]
-            manifest = manifest_of_files(plan, staging, files, verified, options)
+            manifest = manifest_of_files(plan, staging, files, found, options)
             write_file(staging / (manifest_of(out).name if single else MANIFEST), encode(manifest))
             return manifest
     except OSError as error:

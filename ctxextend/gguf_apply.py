@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec import Struct
 
 from ctxextend.apply import (
     Manifest,
@@ -82,8 +83,8 @@ def convert_gguf(
             check_places(source, out, force=options.force)
             check_space([folder / file.path for file in contents.files], staging, options.link_mode)
             written = _write(contents, folder, staging, out.name, edits, options=options, report=report)
-            verified = verify_gguf(plan, *after_edits(contents, edits), written[0])
-            manifest = manifest_of_files(plan, staging, written, verified, options)
+            found = verify_gguf(plan, *after_edits(contents, edits), written[0])
+            manifest = manifest_of_files(plan, staging, written, {written[0]: found}, options)
             write_file(staging / (manifest_of(out).name if single else MANIFEST), encode(manifest))
             return manifest
     except OSError as error:
@@ -107,11 +108,10 @@ def convert_in_place(plan: Plan, contents: Contents, folder: Path) -> Manifest:
             hint="leave --in-place away: a new folder is written",
         )
     written = [folder / file.path for file in contents.files]
-    verified: tuple[Verified, ...] = ()
+    found: dict[Path, ReadBack] = {}
 
     def verify(path: Path) -> None:
-        nonlocal verified
-        verified = verify_gguf(plan, *after_edits(contents, edits), path)
+        found[path] = verify_gguf(plan, *after_edits(contents, edits), path)
 
     target = written[[file.path for file in contents.files].index(first)]
     try:
@@ -119,7 +119,7 @@ def convert_in_place(plan: Plan, contents: Contents, folder: Path) -> Manifest:
             edit_in_place(target, by_file[first], verify)
         else:
             verify(target)
-        manifest = manifest_of_files(plan, folder, written, verified, Options())
+        manifest = manifest_of_files(plan, folder, written, found, Options())
         beside = manifest_of(target)
         beside.unlink(missing_ok=True)
         write_file(beside, encode(manifest))
@@ -135,7 +135,14 @@ Kind = tuple[str | None, tuple[int, ...]]
 _WRITERS_OWN: Final = frozenset({PADDING, "split.no", "split.count", "split.tensors.count"})
 
 
-def verify_gguf(plan: Plan, wanted: Gguf, kinds: Mapping[str, Kind], path: Path) -> tuple[Verified, ...]:
+class ReadBack(Struct, frozen=True, kw_only=True):
+    """What was found in a file that was written, and how many bytes its header has."""
+
+    verified: tuple[Verified, ...]
+    header_bytes: int
+
+
+def verify_gguf(plan: Plan, wanted: Gguf, kinds: Mapping[str, Kind], path: Path) -> ReadBack:
     """Read the file (or the first of several) back. Raises :class:`DisagreementError` if it isn't as planned.
 
     Its keys are ``wanted``'s, its tensors ``kinds``, and llama.cpp (and what else the plan names) reads the
@@ -153,7 +160,10 @@ def verify_gguf(plan: Plan, wanted: Gguf, kinds: Mapping[str, Kind], path: Path)
         if not verdict.agrees and verdict.name not in plan.misread and plan.method != "none":
             raise _disagreement(path, f"{verdict.name} would not read what was planned: {verdict.reason}")
     length = max(plan.target_context, plan.trained_context)
-    return tuple(verified_of(verdict, length, source=f"./{path.name}") for verdict in verdicts)
+    return ReadBack(
+        verified=tuple(verified_of(verdict, length, source=f"./{path.name}") for verdict in verdicts),
+        header_bytes=gguf.data_start,
+    )
 
 
 def _verify_contents(wanted: Gguf, kinds: Mapping[str, Kind], written: Contents) -> None:
@@ -249,22 +259,24 @@ def _write(
 
 
 def manifest_of_files(
-    plan: Plan, root: Path, written: Iterable[Path], verified: tuple[Verified, ...], options: Options
+    plan: Plan, root: Path, written: Iterable[Path], found: Mapping[Path, ReadBack], options: Options
 ) -> Manifest:
-    """The manifest of GGUF files in ``root``."""
+    """The manifest of GGUF files in ``root``, of which some were read back."""
     files = tuple(
         OutputFile(
             path=path.relative_to(root).as_posix(),
             size_bytes=path.stat().st_size,
             sha256=sha256_of(path) if options.checksums else None,
-            header_sha256=header_sha256(path),
+            header_sha256=_header_sha256(path, found[path].header_bytes if path in found else None),
         )
         for path in written
     )
+    verified = next((back.verified for back in found.values()), ())
     return Manifest(version=VERSION, plan=plan, files=files, verified=verified)
 
 
-def header_sha256(path: Path) -> str:
+def _header_sha256(path: Path, header_bytes: int | None) -> str:
     """The checksum of all that stands in front of a GGUF file's data."""
+    count = read_part(path).data_start if header_bytes is None else header_bytes
     with path.open("rb") as handle:
-        return hashlib.sha256(handle.read(read_part(path).data_start)).hexdigest()
+        return hashlib.sha256(handle.read(count)).hexdigest()

@@ -118,7 +118,7 @@ def copy_on(read: io.FileIO, write: io.FileIO, count: int, *, progress: Progress
                 hint="let whatever writes it finish, then run again",
             )
         left -= done
-        _start_writing(write.fileno(), done)
+        start_writing(write.fileno(), os.lseek(write.fileno(), 0, os.SEEK_CUR) - done, done)
         progress(done)
 
 
@@ -141,12 +141,11 @@ def _copy_read(read: int, write: int, count: int) -> int:
     return done
 
 
-def _start_writing(write: int, count: int) -> None:
-    """Let the disk begin with the last ``count`` bytes while others are copied; failing that, it begins later."""
+def start_writing(descriptor: int, position: int, count: int) -> None:
+    """Let the disk begin with what was just written at ``position`` while more is made; failing that, it does later."""
     if sys.platform.startswith("linux"):
-        end = os.lseek(write, 0, os.SEEK_CUR)
-        offset, length = ctypes.c_int64(end - count), ctypes.c_int64(count)
-        ctypes.CDLL(None).sync_file_range(write, offset, length, _WRITE_RANGE)
+        offset, length = ctypes.c_int64(position), ctypes.c_int64(count)
+        ctypes.CDLL(None).sync_file_range(descriptor, offset, length, _WRITE_RANGE)
 
 
 def _link(source: Path, target: Path, *, symbolic: bool) -> None:

@@ -35,7 +35,7 @@ from ctxextend.formats.gguf_bytes import (
     offsets,
     padded,
 )
-from ctxextend.tensors.copying import CHUNK_BYTES, Progress
+from ctxextend.tensors.copying import CHUNK_BYTES, Progress, start_writing
 from ctxextend.tensors.llama_quantize import Quantizer, no_quantizer, quantise_file
 from ctxextend.tensors.operations import Steps
 from ctxextend.tensors.quantise import Scratch, convert, encode, encoded_bytes, tensor_type
@@ -376,7 +376,7 @@ def copy_span(read: int, position: int, write: int, target: int, count: int, *, 
 
     Several threads may do so. Raises :class:`OutputError` when the source, the file ``path``, has fewer.
     """
-    left = count
+    start, left = target, count
     while left > 0:
         done = _copy_range(read, position, write, target, left)
         if not done:
@@ -385,6 +385,7 @@ def copy_span(read: int, position: int, write: int, target: int, count: int, *, 
         if not done:
             raise shorter(path)
         left, position, target = left - done, position + done, target + done
+    start_writing(write, start, count)
     return count
 
 
@@ -401,10 +402,11 @@ def _copy_range(read: int, position: int, write: int, target: int, count: int) -
 
 def _write(descriptor: int, data: memoryview, position: int) -> int:
     """Write all of it; gives how many bytes that were."""
-    left = data
+    left, at = data, position
     while left:
-        done = os.pwrite(descriptor, left, position)
-        left, position = left[done:], position + done
+        done = os.pwrite(descriptor, left, at)
+        left, at = left[done:], at + done
+    start_writing(descriptor, position, len(data))
     return len(data)
 
 

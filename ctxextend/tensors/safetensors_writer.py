@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from ctxextend.contents import DTYPE_BITS, TensorInfo
-from ctxextend.tensors.copying import Progress
+from ctxextend.tensors.copying import Progress, start_writing
 
 #: The file of a checkpoint that isn't split, and the index of one that is.
 SINGLE: Final = "model.safetensors"
@@ -112,8 +112,9 @@ def _write(descriptor: int, data: bytes | memoryview, place: int) -> int:
     view = memoryview(data)
     count = view.nbytes
     # A view of no elements can't be cast.
-    left = view.cast("B") if count else memoryview(b"")
+    left, at = view.cast("B") if count else memoryview(b""), place
     while len(left):
-        done = os.pwrite(descriptor, left, place)
-        left, place = left[done:], place + done
+        done = os.pwrite(descriptor, left, at)
+        left, at = left[done:], at + done
+    start_writing(descriptor, place, count)
     return count
