@@ -10,7 +10,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from ctxextend.cli import app
-from ctxextend.cli.listings import family_row, method_rows, refused_rows, variant_rows, wrapper_rows
+from ctxextend.cli.listings import family_row, gguf_cell, method_rows, refused_rows, variant_rows, wrapper_rows
 from ctxextend.families import FAMILIES
 from ctxextend.runtimes import DEFAULT_RUNTIMES, READERS, Reader
 from ctxextend.runtimes.gguf_base import GgufReader
@@ -80,13 +80,15 @@ def families_page() -> str:
                 f"{family.rope_theta:g}" if family.position == "rope" else "",
                 ", ".join(row["trained_in"]) or "",
                 ", ".join(row["added_by_hand"]) or "",
+                gguf_cell(row),
                 row["refusal"] or family.remark or "",
             )
         )
-    columns = ("family", "model types", "positions", "default theta", "trained in", "added by hand", "remark")
+    columns = ("family", "model types", "positions", "default theta", "trained in", "added by hand", "GGUF", "remark")
     return (
         "# Families\n\nA published scaling of a type under *trained in* is part of the base; one under *added by hand* "
-        "is taken off first; any other needs `--base trained|unscaled`.\n\n"
+        "is taken off first; any other needs `--base trained|unscaled`. Under *GGUF* stands the architecture of an "
+        "export; those *by --converter* are made by llama.cpp's own, and their rope is corrected.\n\n"
         + _table(columns, rows)
         + "\n## Wrappers\n\nCheckpoints around a language model are read and edited where its own config stands "
         "(`text_config` and the like), by the row of its own model type; without one, by the class's default.\n\n"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
+from ctxextend.exports.rows import ROWS
 from ctxextend.families import FAMILIES, REFUSED, WRAPPERS, Family
 from ctxextend.families.variants import VARIANTS
+from ctxextend.formats.gguf_architectures import OF_FAMILY
 from ctxextend.methods import METHODS, find_method, third_party_methods
 from ctxextend.runtimes import DEFAULT_RUNTIMES, READERS, Reader
 from ctxextend.runtimes.gguf_base import GgufReader
@@ -53,11 +55,12 @@ def families(as_json: o.JsonOpt = False) -> None:
             ", ".join(r["model_types"]),
             r["position"],
             ", ".join(r["trained_in"]),
+            gguf_cell(r),
             r["refusal"] or "",
         )
         for r in rows
     ]
-    _draw(shown, ("family", "model types", "positions", "trained in", "refused because"))
+    _draw(shown, ("family", "model types", "positions", "trained in", "GGUF", "refused because"))
     _draw(wrapper_rows(), ("\nlanguage model inside", "\nmodel types around it, or around any other in text_config"))
     refused = [(str(len(kinds.split(", "))), f"{reason}: {kinds}") for reason, kinds in refused_rows()]
     _draw(refused, ("\nrefused", "\nbecause, and the model types"))
@@ -108,7 +111,18 @@ def family_row(family: Family) -> dict[str, Any]:
         "trained_in": [kind for kind, origin in family.origins.items() if origin == "trained"],
         "added_by_hand": [kind for kind, origin in family.origins.items() if origin == "bolted-on"],
         "refusal": family.refusal,
+        "gguf": {"architecture": OF_FAMILY[family.name], "exported": family.name in ROWS}
+        if family.name in OF_FAMILY
+        else None,
     }
+
+
+def gguf_cell(row: Mapping[str, Any]) -> str:
+    """The architecture of a family's GGUF files, and whether another program makes them."""
+    gguf = row["gguf"]
+    if gguf is None:
+        return ""
+    return str(gguf["architecture"]) if gguf["exported"] else f"{gguf['architecture']}, by --converter"
 
 
 def wrapper_rows() -> list[tuple[str, str]]:
