@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET, Struct
 
-from ctxextend.changes import Carry, EditJson
+from ctxextend.changes import Action, Carry, EditJson, Export, Restore, SetKey, SetTensor
 from ctxextend.checkpoint.directory import read_text
 from ctxextend.checkpoint.documents import parse_document
 from ctxextend.contents import Contents
@@ -32,6 +32,7 @@ from ctxextend.plan import Plan, edits_of
 from ctxextend.record import path_of
 from ctxextend.runtimes.overrides import overrides
 from ctxextend.scaling import Dynamic
+from ctxextend.tensors.checksums import header_sha256, sha256_of
 from ctxextend.tensors.copying import LinkMode, carry
 from ctxextend.tensors.places import MANIFEST, check_places, check_space
 from ctxextend.tensors.staging import staged, write_file
@@ -40,16 +41,14 @@ from ctxextend.version import VERSION
 OVERRIDES: Final = "ctxextend-overrides.json"
 SCHEMA: Final = "ctxextend.manifest/1"
 
-#: How much is hashed at a time.
-_HASH_BYTES: Final = 8 << 20
-
 #: Called with a file's name and how many more bytes of it are done.
 Progress = Callable[[str, int], None]
 
 
 class OutputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file of the output. ``sha256`` of what was written (of everything with checksums); for carried
-    weights ``header_sha256``, of their safetensors header, and ``etag``, the Hub's object id.
+    weights ``header_sha256``, of their header, and ``etag``, the Hub's object id. ``in_place``: a file of the
+    user's, changed where it lies, which no later output replaces.
     """
 
     path: str
@@ -58,6 +57,7 @@ class OutputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sha256: str | None = None
     header_sha256: str | None = None
     etag: str | None = None
+    in_place: bool = False
 
 
 class Verified(Struct, frozen=True, kw_only=True):
@@ -85,7 +85,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
 class Options(Struct, frozen=True, kw_only=True):
     """How an output is made; none of this changes what it says.
 
-    ``quantizer``: llama.cpp's, for the GGUF types that only it writes; the one on PATH otherwise.
+    ``quantizer``: llama.cpp's, for the GGUF types that only it writes; ``converter``: llama.cpp's, for a plan that
+    says so. Those on PATH otherwise. Neither is taken from a plan, which anybody may have written.
     """
 
     link_mode: LinkMode = "auto"
@@ -93,6 +94,7 @@ class Options(Struct, frozen=True, kw_only=True):
     config_only: bool = False
     force: bool = False
     quantizer: Path | None = None
+    converter: Path | None = None
 
 
 def convert(
@@ -113,7 +115,7 @@ def convert(
     options = options or Options()
     report = progress or silent
     check_places(folder, out, force=options.force)
-    _check_files(plan, contents)
+    check_actions(plan, contents)
     texts = _edited_texts(plan, contents, folder)
     try:
         with staged(out, replace=options.force) as staging:
@@ -180,7 +182,7 @@ def _carry_all(
                 path=name,
                 size_bytes=size,
                 sha256=sha256_of(target) if options.checksums else None,
-                header_sha256=_header_sha256(target) if name in weights else None,
+                header_sha256=header_sha256(target) if name in weights else None,
                 etag=etags.get(name),
             )
         )
@@ -212,7 +214,7 @@ def verify(plan: Plan, output: Path) -> tuple[Verified, ...]:
         dynamic=dynamic,
     )
     for verdict in verdicts:
-        if not verdict.agrees and verdict.name not in plan.misread and plan.method != "none":
+        if not verdict.agrees and verdict.name not in plan.misread:
             raise DisagreementError(
                 f"{verdict.name} would not read what was planned: {verdict.reason}",
                 code="disagreement",
@@ -269,25 +271,15 @@ def encode(value: Any) -> bytes:
     return (json.dumps(msgspec.to_builtins(value), indent=2) + "\n").encode()
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a whole file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _header_sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        prefix = handle.read(8)
-        return hashlib.sha256(prefix + handle.read(int.from_bytes(prefix, "little"))).hexdigest()
-
-
 def edited_texts(plan: Plan, documents: Mapping[str, str]) -> dict[str, str]:
-    """The text of each edited document. Raises :class:`RefusedError` when one isn't what the plan was made for."""
+    """The text of each of ``documents`` that is edited.
+
+    Raises :class:`RefusedError` when one isn't what the plan was made for.
+    """
     texts = {}
     for name, edits in edits_of(plan).items():
+        if name not in documents:
+            continue
         text = documents[name]
         _check_before(plan, name, parse_document(name, text.encode()).value)
         texts[name] = edit_text(text, edits)
@@ -335,12 +327,44 @@ def _write_overrides(plan: Plan, contents: Contents, staging: Path) -> OutputFil
     return written(OVERRIDES, data)
 
 
-def _check_files(plan: Plan, contents: Contents) -> None:
-    """A saved plan names files: those of the source, and no others."""
+def check_actions(plan: Plan, contents: Contents) -> None:
+    """Refuse a saved plan for a checkpoint of another format, or with files that aren't the source's.
+
+    Raises :class:`RefusedError`.
+    """
+    allowed, making = _ACTIONS[contents.gguf is not None, plan.to]
+    made = [action for action in plan.actions if isinstance(action, Export | Restore)]
+    if [type(action) for action in made] != making or not all(isinstance(action, allowed) for action in plan.actions):
+        storage = "a GGUF file" if contents.gguf is not None else "a checkpoint of safetensors"
+        raise stale(contents.source, f"{storage} and a plan for one, to {plan.to}", "a plan for another format")
     known = {file.path for file in contents.files}
-    for name in (*edits_of(plan), *carried(plan)):
+    edited = edits_of(plan) if contents.gguf is None else ()
+    for name in (*edited, *carried(plan), *(name for action in made for name in action.files)):
         if name not in known:
             raise stale(name, "a file of the checkpoint", "none of that name")
+
+
+#: What a plan may do, by whether the source is GGUF and by the format of the result: the actions, and the one by
+#: which files of another format are made.
+_ACTIONS: Final[Mapping[tuple[bool, str], tuple[tuple[type[Action], ...], list[type[Action]]]]] = {
+    (False, "safetensors"): ((EditJson, Carry), []),
+    (False, "gguf"): ((SetKey, SetTensor, Export), [Export]),
+    (True, "safetensors"): ((EditJson, Restore), [Restore]),
+    (True, "gguf"): ((SetKey, SetTensor, Carry), []),
+}
+
+
+def unsafe(file: str, key: str, expected: str, found: str) -> RefusedError:
+    """A plan that would do what no plan of ours does."""
+    return RefusedError(
+        "the plan would do more than plans do",
+        code="unsafe-plan",
+        file=file,
+        key=key[:200],
+        expected=expected[:200],
+        found=found[:200],
+        hint="make the plan again: ctxextend plan SOURCE --json",
+    )
 
 
 def output_error(error: OSError, out: Path) -> CtxextendError:

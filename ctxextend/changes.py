@@ -64,8 +64,8 @@ class SetTensor(Struct, frozen=True, kw_only=True, tag_field="kind", tag="set-te
 class Export(Struct, frozen=True, kw_only=True, tag_field="kind", tag="export"):
     """A GGUF file of each output type, made of safetensors ``files``; edits of keys are done to the plain export.
 
-    ``split_max_size`` is the size in bytes that no file should exceed. ``converter``: the path of llama.cpp's own,
-    which makes the file before the edits.
+    ``split_max_size`` is the size in bytes that no file should exceed. ``converter``: llama.cpp's own makes the
+    file before the edits; which program that is, a plan doesn't say.
     """
 
     architecture: str
@@ -73,7 +73,7 @@ class Export(Struct, frozen=True, kw_only=True, tag_field="kind", tag="export"):
     files: tuple[str, ...]
     size_bytes: int
     split_max_size: int | None = None
-    converter: str | None = None
+    converter: bool = False
 
 
 class Restore(Struct, frozen=True, kw_only=True, tag_field="kind", tag="restore"):
@@ -87,6 +87,11 @@ class Restore(Struct, frozen=True, kw_only=True, tag_field="kind", tag="restore"
 
 
 Action = EditJson | Carry | SetKey | SetTensor | Export | Restore
+
+
+def config_text(restore: Restore) -> str:
+    """The config.json that edits are done to, as text."""
+    return json.dumps(restore.config, indent=2) + "\n"
 
 
 def changes_nothing(actions: Sequence[Action]) -> bool:
@@ -148,6 +153,21 @@ def with_record(
         undone = undo(old, file) if old else ()
         sequence = (*undone, *wanted, *((block,) if file == "config.json" else ()))
         changed = net_edits(document_of(contents, file), sequence)
+        if changed:
+            final[file] = changed
+    return final
+
+
+def taken_back(contents: Contents, inspection: Inspection) -> dict[str, tuple[Edit, ...]]:
+    """Edits that leave every document as it was before an earlier conversion of ours."""
+    record = inspection.record
+    files = (*record.base, "config.json") if record is not None else ()
+    final = {}
+    for file in dict.fromkeys(files):
+        undone = undo(record, file) if record is not None else ()
+        changed = net_edits(
+            document_of(contents, file), (*undone, *((Edit(path=(KEY,)),) if file == "config.json" else ()))
+        )
         if changed:
             final[file] = changed
     return final

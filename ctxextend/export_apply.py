@@ -15,12 +15,22 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from ctxextend.apply import Manifest, Options, Progress, encode, output_error, silent, stale
-from ctxextend.changes import Export, gguf_edits_of
+from ctxextend.apply import (
+    Manifest,
+    Options,
+    Progress,
+    check_actions,
+    encode,
+    output_error,
+    silent,
+    stale,
+    unsafe,
+)
+from ctxextend.changes import Export
 from ctxextend.checkpoint.card import read_card
 from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
-from ctxextend.errors import RefusedError
+from ctxextend.errors import RefusedError, UsageError
 from ctxextend.export_plan import FOLDER, converted_header, header_of, output_bytes, plain_export
 from ctxextend.exports.general import general_keys
 from ctxextend.exports.layout import Layout
@@ -28,7 +38,7 @@ from ctxextend.exports.outtypes import FILE_TYPES, NATIVE
 from ctxextend.formats.gguf_bytes import encode_key
 from ctxextend.formats.gguf_keys import CONTEXT, ORIGINAL, SLIDING_THETA, THETA
 from ctxextend.formats.gguf_write import MANAGED, applied
-from ctxextend.gguf_apply import Kind, after_edits, manifest_of_files, verify_gguf
+from ctxextend.gguf_apply import Kind, after_edits, checked_edits, manifest_of_files, staged_output, verify_gguf
 from ctxextend.gguf_plan import gguf_of
 from ctxextend.inspection import inspect
 from ctxextend.plan import Plan, source_sha256
@@ -36,8 +46,8 @@ from ctxextend.tensors import converter as converters
 from ctxextend.tensors.gguf_edit import write_edited
 from ctxextend.tensors.gguf_export import Output, needed_bytes, place_whole, write_gguf, write_quantised
 from ctxextend.tensors.llama_quantize import Quantizer, find_quantizer, no_quantizer
-from ctxextend.tensors.places import MANIFEST, check_places, check_room, manifest_of
-from ctxextend.tensors.staging import staged, staged_file, write_file
+from ctxextend.tensors.places import check_places, check_room, manifest_of
+from ctxextend.tensors.staging import write_file
 from ctxextend.tensors.weights import open_weights
 from ctxextend.vocabulary import vocabulary_keys
 
@@ -72,16 +82,24 @@ def export_gguf(
     :class:`DisagreementError` when what was written isn't read as planned. Nothing of an output remains then.
     """
     options = options or Options()
-    action = next(action for action in plan.actions if isinstance(action, Export))
+    action = export_action(plan, contents)
+    check_export_options(action, options)
     if source_sha256(contents) != plan.source.config_sha256:
         raise stale("config.json", "config.json as it was when the plan was made", "another config.json")
-    check_places(folder, out, force=options.force)
-    single = out.suffix == ".gguf"
-    quantizer = _quantizer(action, options)
-    make = _exported if action.converter is None else _converted
+    single = is_one(action)
+    check_places(folder, out, force=options.force, single=single)
+    job = Job(
+        plan=plan,
+        contents=contents,
+        folder=folder,
+        action=action,
+        quantizer=_quantizer(action, options),
+        converter=_converter(action, options),
+    )
+    make = _converted if action.converter else _exported
     try:
-        with (staged_file if single else staged)(out, replace=options.force) as staging:
-            check_places(folder, out, force=options.force)
+        with staged_output(out, single=single, replace=options.force) as staging:
+            check_places(folder, out, force=options.force, single=single)
             outputs = [
                 Output(
                     path=staging / (out.name if single else name_of(out.name, outtype, action.outtypes)),
@@ -91,15 +109,47 @@ def export_gguf(
                 )
                 for outtype in action.outtypes
             ]
-            job = Job(plan=plan, contents=contents, folder=folder, action=action, quantizer=quantizer)
             written = make(job, outputs, partial(progress or silent, out.name))
             found = {made.files[0]: verify_gguf(plan, made.header, made.kinds, made.files[0]) for made in written}
             files = [file for made in written for file in made.files]
             manifest = manifest_of_files(plan, staging, files, found, options)
-            write_file(staging / (manifest_of(out).name if single else MANIFEST), encode(manifest))
+            write_file(staging / manifest_of(out).name, encode(manifest))
             return manifest
     except OSError as error:
         raise output_error(error, out) from error
+
+
+def export_action(plan: Plan, contents: Contents) -> Export:
+    """What a plan exports. Raises :class:`RefusedError` for a saved plan that isn't one for these ``contents``."""
+    check_actions(plan, contents)
+    (action,) = (action for action in plan.actions if isinstance(action, Export))
+    outtypes = action.outtypes
+    if not outtypes or len(set(outtypes)) < len(outtypes) or not FILE_TYPES.keys() >= set(outtypes):
+        raise unsafe(contents.source, "outtypes", f"some of {', '.join(FILE_TYPES)}", ", ".join(outtypes) or "none")
+    if action.split_max_size is not None and action.split_max_size <= 0:
+        raise unsafe(contents.source, "split_max_size", "bytes", str(action.split_max_size))
+    return action
+
+
+def is_one(action: Export) -> bool:
+    """Whether an export makes one file, rather than a folder with several."""
+    return len(action.outtypes) == 1 and action.split_max_size is None
+
+
+def check_export_options(action: Export, options: Options) -> None:
+    """Refuse options that would do nothing for an export. Raises :class:`UsageError`."""
+    for option, given, why in (
+        ("--config-only", options.config_only, "the keys of a GGUF file stand in front of its weights"),
+        ("--link-mode", options.link_mode != "auto", "the weights are written in another format"),
+        ("--converter", options.converter is not None and not action.converter, "the plan needs no converter"),
+        (
+            "--quantizer",
+            options.quantizer is not None and _quantised(action) is None,
+            f"{', '.join(action.outtypes)} need no quantiser",
+        ),
+    ):
+        if given:
+            raise UsageError(f"{option} says nothing here: {why}", code="bad-option", key=option, hint="leave it away")
 
 
 def name_of(out: str, outtype: str, outtypes: tuple[str, ...]) -> str:
@@ -116,17 +166,39 @@ class Job(Struct, frozen=True, kw_only=True):
     folder: Path
     action: Export
     quantizer: Quantizer | None
+    converter: Path | None
+
+
+def _quantised(action: Export) -> str | None:
+    """The first type that needs llama.cpp's quantiser."""
+    direct = converters.TYPES if action.converter else NATIVE
+    return next((outtype for outtype in action.outtypes if outtype not in direct), None)
 
 
 def _quantizer(action: Export, options: Options) -> Quantizer | None:
     """llama.cpp's quantiser, where one is needed. Raises :class:`RefusedError` where there is none."""
-    direct = NATIVE if action.converter is None else converters.TYPES
-    needed = next((outtype for outtype in action.outtypes if outtype not in direct), None)
+    needed = _quantised(action)
     if needed is None:
         return None
     found = find_quantizer(options.quantizer)
     if found is None:
         raise no_quantizer(needed)
+    return found
+
+
+def _converter(action: Export, options: Options) -> Path | None:
+    """llama.cpp's converter, where one is needed. Raises :class:`RefusedError` where there is none."""
+    if not action.converter:
+        return None
+    found = converters.find_converter(options.converter)
+    if found is None:
+        raise RefusedError(
+            "the plan needs llama.cpp's converter, and none was found",
+            code="no-converter",
+            expected=f"{' or '.join(converters.NAMES)} on PATH",
+            found="none",
+            hint="--converter PATH names the script of a checkout of llama.cpp",
+        )
     return found
 
 
@@ -157,14 +229,18 @@ def _converted(job: Job, outputs: Sequence[Output], report: Report) -> list[Writ
     if len(direct) < len(outputs) and source not in direct:
         direct.append(source)
     wholes = {outtype: staging / f".{outtype}.gguf" for outtype in direct}
-    held = {outtype: _corrected(job, whole, outtype, report) for outtype, whole in wholes.items()}
+    # Each output is told of once: where it is made, or where it is corrected.
+    held = {
+        outtype: _corrected(job, whole, outtype, report if outtype in job.action.outtypes else _unheard)
+        for outtype, whole in wholes.items()
+    }
     made = {
         output.path: write_quantised(job.quantizer, wholes[source], output, report)
         for output in outputs
         if output.outtype not in wholes and job.quantizer is not None
     }
     made |= {
-        output.path: place_whole(wholes.pop(output.outtype), output, report)
+        output.path: place_whole(wholes.pop(output.outtype), output, _unheard)
         for output in outputs
         if output.path not in made
     }
@@ -181,11 +257,15 @@ def _converted(job: Job, outputs: Sequence[Output], report: Report) -> list[Writ
     ]
 
 
+def _unheard(_done: int) -> None:
+    """The progress of what isn't an output of its own."""
+
+
 def _corrected(job: Job, target: Path, outtype: str, report: Report) -> tuple[Gguf, dict[str, Kind]]:
     """One file of the converter's, corrected; gives its keys and tensors, of whatever type."""
-    assert job.action.converter is not None
+    assert job.converter is not None
     raw = target.with_name(f"{target.name}.raw")
-    converters.run_converter(Path(job.action.converter), job.folder, raw, outtype)
+    converters.run_converter(job.converter, job.folder, raw, outtype)
     found = read_gguf(raw)
     edits = corrections(job.plan, job.contents, found)
     write_edited(raw, target, gguf_of(found), edits, progress=report)
@@ -198,7 +278,7 @@ def header_and_layouts(plan: Plan, contents: Contents, folder: Path) -> tuple[Gg
     """All keys of the export, the tokenizer's and the model card's among them, and its tensors, edits applied."""
     inspection = inspect(contents, family=plan.family)
     exported = plain_export(contents, inspection)
-    edits = gguf_edits_of(plan.actions)
+    edits = checked_edits(plan, header_of(exported))
     generation = contents.documents.get("generation_config.json")
     known = general_keys(
         contents.name,
@@ -223,7 +303,7 @@ def corrections(plan: Plan, contents: Contents, found: Contents) -> GgufEdits:
     Raises :class:`RefusedError` where the file is of another architecture than was planned for.
     """
     plain = converted_header(contents, inspect(contents, family=plan.family))
-    planned, file = applied(plain, gguf_edits_of(plan.actions)), gguf_of(found)
+    planned, file = applied(plain, checked_edits(plan, plain)), gguf_of(found)
     name = planned.architecture
     if file.architecture != name:
         raise RefusedError(

@@ -13,26 +13,33 @@ from typing import Final
 import msgspec
 
 from ctxextend.changes import Export
-from ctxextend.contents import GGML_TYPES, Contents, Gguf, GgufEdits
+from ctxextend.contents import GGML_TYPES, Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.encoding import PlanWarning
 from ctxextend.errors import CheckpointError, RefusedError, UsageError
 from ctxextend.exports.export import Export as Exported
 from ctxextend.exports.export import export_of
 from ctxextend.exports.outtypes import FILE_TYPES, NATIVE
 from ctxextend.formats.gguf_architectures import OF_FAMILY
-from ctxextend.formats.gguf_keys import GgufRope, read_rope
+from ctxextend.formats.gguf_keys import ORIGINAL, TYPE, GgufRope, read_rope
 from ctxextend.formats.gguf_write import applied, encodings
 from ctxextend.gguf_encoding import choose_gguf, judge_gguf
 from ctxextend.gguf_outlook import plain_header
-from ctxextend.gguf_plan import Change, assemble_gguf, default_gguf_name, gguf_chooser, planned_tables
+from ctxextend.gguf_plan import (
+    Change,
+    assemble_gguf,
+    default_gguf_name,
+    gguf_chooser,
+    lengths_only,
+    planned_tables,
+)
 from ctxextend.gguf_record import net_edits
 from ctxextend.inspection import Group, Inspection
 from ctxextend.methods import extension_factor
-from ctxextend.plan import Plan, require_auto, require_decided, require_rope
+from ctxextend.plan import Plan, require_auto, require_decided, require_rope, standing_tables
 from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import GGUF_RUNTIMES
-from ctxextend.scaling import Dynamic, Rebase, Scaling, dynamic_theta, table
+from ctxextend.scaling import Dynamic, Llama3, LongRope, Rebase, Scaling, Yarn, dynamic_theta, over_base, table
 from ctxextend.solving import solve, wanted_bases
 
 #: How the Hub calls repositories of several files, which are called by the name in front of it.
@@ -62,7 +69,12 @@ def make_export_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
     else:
         plain, notes = converted_header(contents, inspection), ()
     inspection = msgspec.structs.replace(inspection, groups=_labelled(inspection, read_rope(plain)))
-    change = _as_it_is(plain, inspection) if _says_nothing(recipe) else _extended(plain, inspection, recipe)
+    further: tuple[PlanWarning, ...] = ()
+    if _says_nothing(recipe):
+        require_no_method(recipe)
+        change = _as_it_is(plain, inspection, recipe)
+    else:
+        change, further = _extended(plain, inspection, recipe)
     outtypes = outtypes_of(contents, recipe)
     weights = tuple(dict.fromkeys(tensor.file for tensor in contents.tensors))
     action = Export(
@@ -71,9 +83,9 @@ def make_export_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
         files=weights,
         size_bytes=sum(output_bytes(contents, outtype) for outtype in outtypes),
         split_max_size=recipe.split_max_size,
-        converter=recipe.converter,
+        converter=recipe.converter is not None,
     )
-    warnings = [PlanWarning(code=note.code, message=note.message) for note in notes]
+    warnings = [*further, *(PlanWarning(code=note.code, message=note.message) for note in notes)]
     plan = assemble_gguf(contents, inspection, recipe, change, actions=(action,), warnings=warnings)
     return msgspec.structs.replace(plan, out=_name(contents, recipe, change, outtypes))
 
@@ -168,10 +180,31 @@ def _says_nothing(recipe: Recipe) -> bool:
     return recipe.target is None and recipe.factor is None
 
 
+def require_no_method(recipe: Recipe) -> None:
+    """Refuse what says how to extend where nothing says how far. Raises :class:`UsageError`."""
+    said = {
+        "--method": recipe.method != "auto",
+        "--set": bool(recipe.options),
+        "--layers": bool(recipe.layers),
+        "--fine-tune": recipe.fine_tune,
+    }
+    for option, given in said.items():
+        if given:
+            raise UsageError(
+                "how far to extend isn't said",
+                code="no-target",
+                key=option,
+                hint="--target 128k, or --factor 4; without any of them the result says what the source says",
+            )
+
+
 def _labelled(inspection: Inspection, rope: GgufRope) -> tuple[Group, ...]:
-    """The checkpoint's groups as the file's layers fall into groups. Raises :class:`RefusedError` where they can't."""
+    """The checkpoint's groups as the file's layers fall into groups, with the windows that the file has.
+
+    Raises :class:`RefusedError` where they can't.
+    """
     of_layer = {layer: group for group in inspection.groups for layer in group.layers}
-    found = []
+    found: list[Group] = []
     for group in rope.groups:
         members = list({id(of_layer[layer]): of_layer[layer] for layer in group.layers}.values())
         first = members[0]
@@ -184,7 +217,17 @@ def _labelled(inspection: Inspection, rope: GgufRope) -> tuple[Group, ...]:
                 found=", ".join(member.label for member in members),
                 hint="no file of llama.cpp's can hold this model as it is",
             )
-        found.append(msgspec.structs.replace(first, label=group.label, layers=group.layers))
+        free = group.window is None and first.window is not None
+        found.append(
+            msgspec.structs.replace(
+                first,
+                label=group.label,
+                layers=group.layers,
+                window=group.window,
+                # Without its window a layer sees everything.
+                extendable=first.extendable or (free and first.spec is not None),
+            )
+        )
     return tuple(found)
 
 
@@ -192,87 +235,141 @@ def _rope(group: Group) -> tuple[object, ...]:
     return group.spec, group.scaling, group.base
 
 
-def _as_it_is(plain: Gguf, inspection: Inspection) -> Change:
-    """The scaling that the checkpoint has, in the form that llama.cpp reads."""
+def _as_it_is(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Change:
+    """The scaling that the checkpoint has, in the form that llama.cpp reads; what it was taken for is recorded."""
     target = inspection.current_context
-    scalings = {g.label: _static(g.spec, g.scaling, target) for g in inspection.groups if g.spec is not None}
-    edits, form = _written(plain, inspection, scalings, target)
+    scalings = _over_plain(plain, {g.label: (g.spec, g.scaling) for g in inspection.groups}, target)
+    _require_windows(plain, inspection, scalings)
+    edits, form = _written(plain, inspection, scalings, target, recipe)
     record = inspection.record
-    base = plain if record is None else _base(plain, inspection)
+    base = _base(plain, inspection, recipe)
+    method, wanted, marked = "none", edits, False
+    if record is not None:
+        method = record.method
+        wanted = edits if base is None else net_edits(base, plain, edits)
+    elif edits != GgufEdits() and all(not isinstance(group.scaling, Dynamic) for group in inspection.groups):
+        # The file's own scaling is what the next conversion finds, and what it was taken for says the record.
+        base, wanted, marked = (None if base is None else applied(plain, edits)), GgufEdits(), True
+    known = base is not None and all(g.base is not None for g in inspection.groups if g.spec is not None)
     return Change(
         current=plain,
-        base=plain if base is None else base,
-        wanted=edits if base is None or base is plain else net_edits(base, plain, edits),
-        method="none" if record is None else record.method,
+        base=base if known and base is not None else plain,
+        wanted=wanted if known else edits,
+        method=method,
         target=target,
-        tables=_tables(inspection, scalings, target),
+        tables=standing_tables(inspection, target)
+        if not any(isinstance(group.scaling, Dynamic) for group in inspection.groups)
+        else _tables(plain, scalings, target),
         reasons=("the rope as the checkpoint has it" + (f", written as {form}" if form else ""),),
-        recorded=record is not None and base is not None,
+        recorded=known,
+        marked=marked,
     )
 
 
+def _require_windows(plain: Gguf, inspection: Inspection, scalings: Mapping[str, Scaling]) -> None:
+    """Refuse a length that only windows made possible, in a file that has none. Raises :class:`RefusedError`."""
+    extended = inspection.current_context > inspection.trained_context
+    scaled = any(group.scaling is not None for group in inspection.groups)
+    if extended and not scaled and scalings and inspection.record is not None and inspection.record.method == "none":
+        raise RefusedError(
+            f"a GGUF file of the architecture {plain.architecture} hasn't got the windows that make "
+            f"{inspection.current_context} tokens possible without a scaling",
+            code="window-lost",
+            file="config.json",
+            key="sliding_window",
+            hint=f"--method yarn --target {inspection.current_context} scales the rope for a file without windows",
+        )
+
+
+def _over_plain(
+    plain: Gguf, ropes: Mapping[str, tuple[RopeSpec | None, Scaling | None]], target: int
+) -> dict[str, Scaling]:
+    """Each group's scaling over the plain export's rope, or the change of base that changes nothing."""
+    specs = {group.label: group.spec for group in read_rope(plain).groups if group.spec is not None}
+    found: dict[str, Scaling] = {}
+    for label, (spec, scaling) in ropes.items():
+        if spec is None:
+            continue
+        static = Rebase(rope_theta=dynamic_theta(spec, scaling, target)) if isinstance(scaling, Dynamic) else scaling
+        over = over_base(specs[label], spec, static, length=target)
+        found[label] = over or Rebase(rope_theta=spec.rope_theta)
+    return found
+
+
 def _written(
-    plain: Gguf, inspection: Inspection, scalings: Mapping[str, Scaling], target: int
+    plain: Gguf, inspection: Inspection, scalings: Mapping[str, Scaling], target: int, recipe: Recipe
 ) -> tuple[GgufEdits, str | None]:
     """What makes llama.cpp read these scalings over the plain export, and the form's name; nothing where it does."""
-    tables = _tables(inspection, scalings, target)
+    tables = _tables(plain, scalings, target)
     if all(v.agrees for v in judge_gguf(plain, tables, target=target, required=GGUF_RUNTIMES)):
         return GgufEdits(), None
     rope = read_rope(plain)
     specs = {group.label: group.spec for group in rope.groups if group.spec is not None}
-    chosen = choose_gguf(plain, encodings(plain, rope, specs, scalings, target=target), tables, target=target)
-    return chosen.encoding.edits, chosen.encoding.name
+    chosen = choose_gguf(
+        plain,
+        encodings(plain, rope, specs, scalings, target=target),
+        tables,
+        target=target,
+        carriers=recipe.carrier,
+        allow="unreadable" in recipe.allow,
+    )
+    return _with_original(plain, chosen.encoding.edits, inspection), chosen.encoding.name
 
 
-def _tables(inspection: Inspection, scalings: Mapping[str, Scaling], target: int) -> dict[str, RopeTable]:
-    return {
-        group.label: table(group.spec, scalings[group.label], length=target)
+def _with_original(plain: Gguf, edits: GgufEdits, inspection: Inspection) -> GgufEdits:
+    """The edits with the original length that the checkpoint's scaling states, or without one where it states none."""
+    key = f"{plain.architecture}.{ORIGINAL}"
+    stated = [
+        scaling.original_max_position_embeddings
         for group in inspection.groups
-        if group.spec is not None
-    }
+        for scaling in (group.scaling, group.base.scaling if group.base is not None else None)
+        if isinstance(scaling, Yarn | Llama3 | LongRope)
+    ]
+    kind = edits.keys.get(f"{plain.architecture}.{TYPE}")
+    if kind is not None and kind.value in ("yarn", "longrope"):
+        return edits
+    keys = {name: value for name, value in edits.keys.items() if name != key}
+    if stated:
+        keys[key] = GgufValue(type="UINT32", value=stated[0])
+    return msgspec.structs.replace(edits, keys=keys)
 
 
-def _base(plain: Gguf, inspection: Inspection) -> Gguf | None:
+def _tables(plain: Gguf, scalings: Mapping[str, Scaling], target: int) -> dict[str, RopeTable]:
+    groups = (group for group in read_rope(plain).groups if group.spec is not None)
+    return {g.label: table(g.spec, scalings[g.label], length=target) for g in groups if g.spec is not None}
+
+
+def _base(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Gguf | None:
     """The header with what was trained in, which a later conversion starts from; None where no form holds that."""
     bases = {group.label: group.base for group in inspection.groups if group.base is not None}
     if all(base.scaling is None for base in bases.values()):
         return plain
     trained = inspection.trained_context
-    scalings = {label: _static(base.spec, base.scaling, trained) for label, base in bases.items()}
+    ropes = {label: (base.spec, base.scaling) for label, base in bases.items()}
     try:
-        return applied(plain, _written(plain, inspection, scalings, trained)[0])
+        edits, _form = _written(plain, inspection, _over_plain(plain, ropes, trained), trained, recipe)
     except RefusedError:
         return None
+    return applied(plain, edits)
 
 
-def _static(spec: RopeSpec, scaling: Scaling | None, target: int) -> Scaling:
-    """A scaling, or the change of base that changes nothing; a dynamic one as its equal at the target."""
-    if isinstance(scaling, Dynamic):
-        return Rebase(rope_theta=dynamic_theta(spec, scaling, target))
-    return scaling or Rebase(rope_theta=spec.rope_theta)
-
-
-def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Change:
+def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> tuple[Change, tuple[PlanWarning, ...]]:
     trained = inspection.trained_context
     target = resolve_target(recipe, trained)
     require_decided(inspection, recipe, file="config.json", key="rope_scaling", original_key="rope_scaling")
     if target <= trained:
         require_auto(recipe, trained, target)
-        return _as_it_is(plain, inspection)
+        return _as_it_is(plain, inspection, recipe), ()
     wanted = wanted_bases(inspection, recipe)
-    if not wanted:
-        raise RefusedError(
-            "no layer of this checkpoint has a rope that sees past its window",
-            code="nothing-to-scale",
-            file="config.json",
-            key="sliding_window",
-        )
-    factor = extension_factor(trained, target)
-    base = _base(plain, inspection)
+    base = _base(plain, inspection, recipe)
     start = plain if base is None else base
+    if not wanted:
+        change, caution = lengths_only(plain, start, inspection, target)
+        return change, (caution,)
+    factor = extension_factor(trained, target)
     choose = gguf_chooser(start, read_rope(start), inspection, recipe, target)
     solution, reasons = solve(recipe, wanted, target, factor, choose)
-    return Change(
+    change = Change(
         current=plain,
         base=start,
         wanted=solution.chosen.encoding.edits,
@@ -283,6 +380,7 @@ def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Change:
         solution=solution,
         recorded=base is not None,
     )
+    return change, ()
 
 
 def _name(contents: Contents, recipe: Recipe, change: Change, outtypes: tuple[str, ...]) -> str:

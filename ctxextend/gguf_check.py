@@ -62,7 +62,7 @@ def check_gguf(contents: Contents, *, required: Iterable[str], against: Meant | 
             reader,
             reader.effective(gguf, length=meant.target),
             meant,
-            source=contents.source,
+            source=_served(contents, gguf),
             required=reader in wanted,
         )
         for reader in GGUF_READERS
@@ -75,7 +75,27 @@ def check_gguf(contents: Contents, *, required: Iterable[str], against: Meant | 
         otherwise=better,
     )
     reached = None if against is None else meant.target
-    return assembled(contents.source, meant, answers, _faults(gguf, rope, better, reached), advice)
+    faults = (*_missing(contents), *_faults(gguf, rope, better, reached))
+    return assembled(contents.source, meant, answers, faults, advice)
+
+
+def _missing(contents: Contents) -> Iterator[Fault]:
+    for note in contents.notes:
+        if note.code == "missing-shards":
+            yield Fault(
+                code=note.code,
+                message=f"files of a split GGUF are missing: {note.message}",
+                fix="fetch all its files into one folder",
+                level="error",
+                troubles=_BOTH,
+            )
+
+
+def _served(contents: Contents, gguf: Gguf) -> str:
+    """What a server is to be given: of a split file the first one."""
+    folder, slash, name = contents.source.rpartition("/")
+    first = gguf.file.rpartition("/")[2]
+    return f"{folder}{slash}{first}" if name.endswith(".gguf") else contents.source
 
 
 def _gguf(contents: Contents) -> Gguf:

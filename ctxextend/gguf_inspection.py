@@ -57,15 +57,19 @@ def inspect_gguf(
     record = find_gguf_record(gguf)
     if record is not None and base == "trained":
         raise _ours_as_base(gguf, record)
-    if base == "auto" and record is not None and record.taken_as is not UNSET:
-        base = record.taken_as
+    told = UNSET if record is None else record.taken_as
+    asked_anew = base not in ("auto", told)
+    if base == "auto" and told is not UNSET:
+        base = told
     current, rope = read_rope(gguf), read_rope(without_record(gguf, record))
-    relatives = _relatives(rope.architecture.name)
+    relatives = _relatives(rope.architecture.name, family)
     row = _family(rope, relatives, family)
     keys = Keys(gguf.values, rope.architecture.name)
     before = tuple(recognised(group, rope.original_context_length) for group in rope.groups)
     origins = {group.label: _origin(group, keys, rope, relatives, base) for group in before}
-    trained, known = _trained(before, origins, rope, relatives, record, original_context)
+    # Taken for something else than at the earlier conversion, a scaling tells of another length too.
+    known_length = None if asked_anew and any(group.scaling is not None for group in before) else record
+    trained, known = _trained(before, origins, rope, relatives, known_length, original_context)
     groups = groups_of(
         tuple(recognised(group, current.original_context_length) for group in current.groups),
         before,
@@ -101,8 +105,10 @@ def inspect_gguf(
     )
 
 
-def _relatives(architecture: str) -> tuple[Family, ...]:
-    """The families whose exports are of this architecture."""
+def _relatives(architecture: str, given: str | None) -> tuple[Family, ...]:
+    """The families whose exports are of this architecture, or the one that the user names."""
+    if given is not None:
+        return (find_family({}, treat_as=given),)
     return tuple(FAMILIES[name] for name, other in OF_FAMILY.items() if other == architecture)
 
 
@@ -185,7 +191,9 @@ def _trained(
         return trained, (Note(code="length-overstated", message=message),)
     original = rope.original_context_length
     if original is not None and original <= stated:
-        return original, (_known("the original length beside the scaling that was added", original),)
+        lengths = {row.overstated.get(original, original) for row in relatives}
+        trained = lengths.pop() if len(lengths) == 1 else original
+        return trained, (_known("the original length beside the scaling that was added", trained),)
     factor = _factor(scaled.scaling)
     return stated, (
         Note(

@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct, UnsetType
 from ctxextend.changes import Action, Carry, gguf_actions, gguf_sha256
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.encoding import PlanWarning, cautions, static_tables
-from ctxextend.errors import CheckpointError, RefusedError, UsageError
+from ctxextend.errors import CheckpointError, UsageError
 from ctxextend.formats.gguf_keys import CONTEXT, FACTOR, TYPE, GgufRope, read_rope
 from ctxextend.formats.gguf_write import applied, encodings
 from ctxextend.gguf_encoding import ChosenGguf, choose_gguf, judge_gguf
@@ -29,7 +29,9 @@ from ctxextend.plan import (
     require_auto,
     require_decided,
     source_ref,
+    standing_tables,
     warnings_about,
+    within_trained,
 )
 from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.rope import RopeTable
@@ -43,7 +45,8 @@ class Change(Struct, frozen=True, kw_only=True):
     """What becomes of a file: ``base`` with the edits ``wanted``, where ``current`` lies now.
 
     ``tables``: what each group is to have at ``target`` tokens. ``solution`` is None where no rope is scaled.
-    ``recorded``: the file will know what was done to it.
+    ``recorded``: the file will know what was done to it; ``marked``: also where nothing is changed. ``reverted``:
+    what isn't scaled is as before an earlier conversion of ours.
     """
 
     current: Gguf
@@ -55,6 +58,8 @@ class Change(Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     solution: Solution[ChosenGguf] | None = None
     recorded: bool = True
+    marked: bool = False
+    reverted: bool = False
 
 
 def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
@@ -78,16 +83,11 @@ def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -
     base = without_record(gguf, find_gguf_record(gguf))
     if target <= trained:
         require_auto(recipe, trained, target)
-        change = _within_trained(contents, inspection, base, target)
-        return assemble_gguf(contents, inspection, recipe, change)
+        return assemble_gguf(contents, inspection, recipe, _within_trained(gguf, inspection, base, target))
     wanted = wanted_bases(inspection, recipe)
     if not wanted:
-        raise RefusedError(
-            "no layer of this file has a rope that sees past its window",
-            code="nothing-to-scale",
-            file=gguf.file,
-            key=f"{name}.attention.sliding_window",
-        )
+        change, caution = lengths_only(gguf, base, inspection, target)
+        return assemble_gguf(contents, inspection, recipe, change, warnings=(caution,))
     factor = extension_factor(trained, target)
     choose = gguf_chooser(base, read_rope(base), inspection, recipe, target)
     solution, reasons = solve(recipe, wanted, target, factor, choose)
@@ -153,19 +153,40 @@ def gguf_warnings(chosen: ChosenGguf, scalings: Mapping[str, Scaling]) -> Iterat
         )
 
 
-def _within_trained(contents: Contents, inspection: Inspection, base: Gguf, target: int) -> Change:
-    """Nothing, or the stated length alone where it is below the target."""
+def _within_trained(current: Gguf, inspection: Inspection, base: Gguf, target: int) -> Change:
+    """The file as it is, or was before a conversion of ours; a stated length below the target is raised."""
     stated, key = read_rope(base).context_length, f"{base.architecture}.{CONTEXT}"
     trained = inspection.trained_context
-    keys = {key: GgufValue(type="UINT32", value=trained)} if stated < target else {}
+    raised = stated < target
+    reverted = find_gguf_record(current) is not None
     return Change(
-        current=gguf_of(contents),
+        current=current,
         base=base,
-        wanted=GgufEdits(keys=keys),
+        wanted=GgufEdits(keys={key: GgufValue(type="UINT32", value=trained)}) if raised else GgufEdits(),
         method="none",
         target=target,
-        tables={g.label: table(g.spec, g.scaling, length=target) for g in inspection.groups if g.spec is not None},
-        reasons=(f"none: the weights were trained for {trained} tokens, which holds {target}",),
+        tables=standing_tables(inspection, target, reverted=reverted),
+        reasons=(within_trained(inspection, target, reverted=reverted),),
+        reverted=reverted,
+    )
+
+
+def lengths_only(current: Gguf, base: Gguf, inspection: Inspection, target: int) -> tuple[Change, PlanWarning]:
+    """No layer with a rope sees further than its window: only the stated length changes; and what to say of it."""
+    window = next((group.window for group in inspection.groups if group.window is not None), None)
+    change = Change(
+        current=current,
+        base=base,
+        wanted=GgufEdits(keys={f"{current.architecture}.{CONTEXT}": GgufValue(type="UINT32", value=target)}),
+        method="none",
+        target=target,
+        tables=standing_tables(inspection, target),
+        reasons=("none: no layer's rope sees past its window",),
+    )
+    return change, PlanWarning(
+        code="nothing-to-scale",
+        message=f"every layer with a rope sees a window of {window} tokens only, so no frequency is scaled; the stated "
+        "length is raised",
     )
 
 
@@ -182,7 +203,7 @@ def assemble_gguf(
     trained, target, method, solution = inspection.trained_context, change.target, change.method, change.solution
     base, wanted = change.base, change.wanted
     digest = _digest(change, trained=trained)
-    if change.recorded and wanted != GgufEdits():
+    if change.recorded and (change.marked or wanted != GgufEdits()):
         wanted = recorded(
             base,
             wanted,
@@ -191,7 +212,7 @@ def assemble_gguf(
             trained=trained,
             target=target,
             digest=digest,
-            taken_as=_taken_as(inspection),
+            taken_as=_taken_as(inspection, base),
         )
     edits = net_edits(change.current, base, wanted)
     final = applied(change.current, edits)
@@ -223,6 +244,7 @@ def assemble_gguf(
             scalings=solution.scalings if solution is not None else {},
             rope_theta=written,
             encoding=solution.chosen.encoding.name if solution is not None else None,
+            reverted=change.reverted,
         ),
         actions=(*gguf_actions(change.current, edits), *(_carried(contents) if actions is None else actions)),
         warnings=tuple(dict.fromkeys(said)),
@@ -231,11 +253,13 @@ def assemble_gguf(
     )
 
 
-def _taken_as(inspection: Inspection) -> Literal["trained", "unscaled"] | UnsetType:
-    """What the scaling in the base was taken for: the file alone doesn't tell of which family it is."""
-    if any(group.base is not None and group.base.scaling is not None for group in inspection.groups):
+def _taken_as(inspection: Inspection, base: Gguf) -> Literal["trained", "unscaled"] | UnsetType:
+    """What a scaling in the base is taken for: a file alone doesn't tell of which family it is."""
+    bases = [group.base for group in inspection.groups if group.base is not None]
+    if any(one.scaling is not None for one in bases):
         return "trained"
-    return UNSET if inspection.base == "auto" else inspection.base
+    scaled = any(group.scaling is not None for group in read_rope(base).groups)
+    return "unscaled" if bases and scaled else UNSET
 
 
 def _removals(base: Gguf, wanted: GgufEdits) -> Iterator[PlanWarning]:

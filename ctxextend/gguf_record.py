@@ -6,20 +6,44 @@ conversion starts from the base. llama.cpp passes over keys that it doesn't know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Final, Literal
+from itertools import chain
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from ctxextend.contents import Gguf, GgufEdits, GgufValue
+from ctxextend.contents import Gguf, GgufEdits, GgufType, GgufValue
 from ctxextend.errors import CheckpointError
+from ctxextend.formats.gguf_keys import FREQS, LONG, SHORT
 
 KEY: Final = "ctxextend.record"
 SCHEMA: Final = "ctxextend.gguf-record/1"
 
 #: Fills the room that an edit in place leaves in a header: it says nothing.
 PADDING: Final = "ctxextend.padding"
+
+#: A length in tokens: what llama.cpp reads of a file has 32 bits.
+_Length = Annotated[int, Meta(ge=1, le=(1 << 32) - 1)]
+
+#: The least and the greatest whole number of each type.
+_WHOLE: Final[Mapping[GgufType, tuple[int, int]]] = {
+    "UINT8": (0, (1 << 8) - 1),
+    "INT8": (-(1 << 7), (1 << 7) - 1),
+    "UINT16": (0, (1 << 16) - 1),
+    "INT16": (-(1 << 15), (1 << 15) - 1),
+    "UINT32": (0, (1 << 32) - 1),
+    "INT32": (-(1 << 31), (1 << 31) - 1),
+    "UINT64": (0, (1 << 64) - 1),
+    "INT64": (-(1 << 63), (1 << 63) - 1),
+}
+#: The greatest number of single precision.
+_MOST_SINGLE: Final = (2.0 - 2.0**-23) * 2.0**127
+
+#: The tensors that a conversion changes, and the most numbers that one of them has.
+_TENSORS: Final = frozenset({FREQS, LONG, SHORT})
+_MOST_NUMBERS: Final = 65_536
 
 
 class GgufRecord(Struct, frozen=True, kw_only=True):
@@ -32,8 +56,8 @@ class GgufRecord(Struct, frozen=True, kw_only=True):
     schema: str = SCHEMA
     version: str
     method: str
-    trained_context: int
-    target_context: int
+    trained_context: _Length
+    target_context: _Length
     plan: str
     keys: Mapping[str, GgufValue | None]
     tensors: Mapping[str, tuple[float, ...] | None]
@@ -49,12 +73,13 @@ def find_gguf_record(gguf: Gguf) -> GgufRecord | None:
     if entry.type == "STRING" and entry.value is not None:
         try:
             record = msgspec.json.decode(entry.value, type=GgufRecord)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             found = str(error)
         else:
-            if record.schema == SCHEMA:
-                return record
-            found = record.schema
+            odd = _odd_entry(record, gguf.architecture)
+            if record.schema == SCHEMA and odd is None:
+                return msgspec.structs.replace(record, keys={key: _tupled(was) for key, was in record.keys.items()})
+            found = f"another value for {odd}" if record.schema == SCHEMA else record.schema
     raise CheckpointError(
         "the record of an earlier conversion can't be read",
         code="broken-record",
@@ -64,6 +89,57 @@ def find_gguf_record(gguf: Gguf) -> GgufRecord | None:
         found=found[:200],
         hint="start from the original file, or use the ctxextend version that wrote it",
     )
+
+
+def _odd_entry(record: GgufRecord, architecture: str | None) -> str | None:
+    """The key or tensor of a record that no conversion has changed, or that a file can't hold what is said of it."""
+    keys = (
+        key
+        for key, was in record.keys.items()
+        if not key.startswith(f"{architecture}.") or not (was is None or _holds(was))
+    )
+    tensors = (
+        name
+        for name, numbers in record.tensors.items()
+        if name not in _TENSORS or not (numbers is None or _are_factors(numbers))
+    )
+    return next(chain(keys, tensors), None)
+
+
+def _holds(was: GgufValue) -> bool:
+    """Whether a value is one of the type that it names, and finite."""
+    if was.type != "ARRAY":
+        return was.item is None and was.length is None and _is_of(was.type, was.value)
+    if was.item in (None, "ARRAY") or not isinstance(was.value, list | tuple) or was.length != len(was.value):
+        return False
+    return all(_is_of(was.item, content) for content in was.value)
+
+
+def _is_of(kind: GgufType, content: Any) -> bool:
+    match kind:
+        case "STRING":
+            return isinstance(content, str)
+        case "BOOL":
+            return isinstance(content, bool)
+        case "FLOAT32":
+            return isinstance(content, float) and abs(content) <= _MOST_SINGLE
+        case "FLOAT64":
+            return isinstance(content, float) and math.isfinite(content)
+        case "ARRAY":
+            return False
+    least, most = _WHOLE[kind]
+    return type(content) is int and least <= content <= most
+
+
+def _are_factors(numbers: tuple[float, ...]) -> bool:
+    return 0 < len(numbers) <= _MOST_NUMBERS and all(_is_of("FLOAT32", number) for number in numbers)
+
+
+def _tupled(was: GgufValue | None) -> GgufValue | None:
+    """A value as it is read from a file: JSON has lists for tuples."""
+    if was is None or not isinstance(was.value, list):
+        return was
+    return msgspec.structs.replace(was, value=tuple(was.value))
 
 
 def without_record(gguf: Gguf, record: GgufRecord | None) -> Gguf:
@@ -92,7 +168,10 @@ def recorded(
     digest: str,
     taken_as: Literal["trained", "unscaled"] | UnsetType = UNSET,
 ) -> GgufEdits:
-    """``wanted`` over ``base``, with the record that takes it back."""
+    """``wanted`` over ``base``, with the record that takes it back.
+
+    Raises :class:`CheckpointError` for a value that no record can bring back, such as one that isn't finite.
+    """
     keys = {key: base.values.get(key) for key in (*wanted.keys, *wanted.removed) if _changes(base, wanted, key)}
     tensors = {name: base.factors.get(name) for name in (*wanted.tensors, *wanted.removed_tensors)}
     record = GgufRecord(
@@ -105,6 +184,17 @@ def recorded(
         tensors=dict(sorted(tensors.items())),
         taken_as=taken_as,
     )
+    odd = _odd_entry(record, base.architecture)
+    if odd is not None:
+        raise CheckpointError(
+            "a value of the GGUF file can't be kept for a way back",
+            code="broken-config",
+            file=base.file,
+            key=odd,
+            expected="finite numbers or short texts",
+            found=str(keys.get(odd, "other numbers"))[:200],
+            hint="compare the file's keys with those of the publisher's",
+        )
     text = GgufValue(type="STRING", value=msgspec.json.encode(record).decode())
     return msgspec.structs.replace(wanted, keys={**wanted.keys, KEY: text})
 

@@ -16,20 +16,21 @@ from ctxextend.changes import Carry, Restore
 from ctxextend.contents import Contents, Document, Gguf, TensorInfo
 from ctxextend.encoding import Chosen, PlanWarning, choose_encoding
 from ctxextend.errors import UsageError
+from ctxextend.export_plan import require_no_method
 from ctxextend.exports.reverse import FloatType, Restored, decimal, restored_of
 from ctxextend.families import Family, find_family
 from ctxextend.formats.gguf_keys import read_rope as read_gguf_rope
-from ctxextend.formats.gguf_write import single
 from ctxextend.formats.hf_read import read_rope
+from ctxextend.formats.hf_write import length_edits
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.gguf_inspection import recognised
 from ctxextend.gguf_plan import gguf_of
 from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
-from ctxextend.inspection import Inspection, inspect
+from ctxextend.inspection import BaseChoice, Inspection, inspect
 from ctxextend.plan import Plan, assemble, default_name, make_plan, plain_plan, source_ref
 from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeSpec
-from ctxextend.scaling import Rebase, Scaling, table
+from ctxextend.scaling import Linear, Rebase, Scaling, over_base, table
 from ctxextend.solving import Solution
 
 _DTYPES: Final[Mapping[str, FloatType]] = MappingProxyType({"f32": "F32", "f16": "F16", "bf16": "BF16"})
@@ -51,17 +52,17 @@ def make_import_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
     known = inspect(
         virtual,
         family=recipe.family,
-        base="trained"
-        if any(group.base is not None and group.base.scaling for group in inspection.groups)
-        else recipe.base,
+        base=_taken_as(inspection, base, recipe),
         original_context=inspection.trained_context,
         sliding_window=recipe.sliding_window,
     )
     name = f"{contents.name}-safetensors"
+    if recipe.target is None and recipe.factor is None:
+        require_no_method(recipe)
     if recipe.target is not None or recipe.factor is not None:
         plan = make_plan(virtual, known, recipe)
         name = default_name(contents.name, plan.method, plan.target_context)
-    elif record is not None:
+    elif record is not None and (record.keys or record.tensors):
         plan = _as_converted(virtual, known, recipe, gguf, record)
     else:
         reasons = ("the rope as the file has it" + (f", written as {chosen.encoding.name}" if chosen else ""),)
@@ -71,7 +72,7 @@ def make_import_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
             recipe,
             {},
             method="none",
-            target=known.trained_context,
+            target=known.current_context,
             reasons=reasons,
             warnings=chosen.warnings if chosen is not None else (),
         )
@@ -142,12 +143,23 @@ def _scalings(config: Mapping[str, Any], family: Family, gguf: Gguf) -> tuple[di
         found = of_layer[group.layers[0]]
         if group.spec is None or found.spec is None:
             continue
-        scaling = found.scaling
-        if scaling is None and found.spec.rope_theta != single(group.spec.rope_theta):
-            scaling = Rebase(rope_theta=decimal(found.spec.rope_theta))
+        scaling = over_base(group.spec, found.spec, found.scaling, length=rope.context_length)
+        if isinstance(scaling, Rebase):
+            scaling = Rebase(rope_theta=decimal(scaling.rope_theta))
+        elif isinstance(scaling, Linear) and scaling.rope_theta is not None:
+            scaling = Linear(factor=scaling.factor, rope_theta=decimal(scaling.rope_theta))
         if scaling is not None:
             specs[group.label], scalings[group.label] = group.spec, scaling
     return specs, scalings
+
+
+def _taken_as(inspection: Inspection, base: Gguf, recipe: Recipe) -> BaseChoice:
+    """What the file's scaling is taken for there: what it is taken for here."""
+    bases = [group.base for group in inspection.groups if group.base is not None]
+    if any(one.scaling is not None for one in bases):
+        return "trained"
+    scaled = any(group.scaling is not None for group in read_gguf_rope(base).groups)
+    return "unscaled" if bases and scaled else recipe.base
 
 
 def _checkpoint(contents: Contents, restored: Restored, document: dict[str, Any]) -> Contents:
@@ -176,9 +188,18 @@ def _as_converted(virtual: Contents, known: Inspection, recipe: Recipe, gguf: Gg
     """What an earlier conversion of ours made of the file, carried over with its record."""
     config = virtual.config
     specs, scalings = _scalings(config, known.family, gguf)
+    reasons = (f"as the file has it: {record.method} to {record.target_context}",)
     if not scalings:
-        return make_plan(
-            virtual, known, msgspec.structs.replace(recipe, method=record.method, target=record.target_context)
+        assert known.rope is not None
+        return plain_plan(
+            virtual,
+            known,
+            recipe,
+            {"config.json": length_edits(config, known.rope, record.target_context)},
+            method="none",
+            target=record.target_context,
+            reasons=reasons,
+            warnings=(),
         )
     chosen = choose_encoding(
         config,
@@ -200,5 +221,5 @@ def _as_converted(virtual: Contents, known: Inspection, recipe: Recipe, gguf: Gg
         target=record.target_context,
         solution=solution,
         windows=(),
-        reasons=(f"as the file has it: {record.method} to {record.target_context}",),
+        reasons=reasons,
     )

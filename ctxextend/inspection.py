@@ -126,8 +126,10 @@ def inspect(
             hint=f"if the weights were trained on with it, remove {KEY!r} from config.json, then --base trained "
             f"--original-context {record.target_context}",
         )
-    if base == "auto" and record is not None and record.taken_as is not UNSET:
-        base = record.taken_as
+    told = UNSET if record is None else record.taken_as
+    asked_anew = base not in ("auto", told)
+    if base == "auto" and told is not UNSET:
+        base = told
     config = base_config(contents.config, record)
     row = find_family(config, treat_as=family)
     position: Position = "alibi" if row.alibi_key and config.get(row.alibi_key) is True else row.position
@@ -145,7 +147,9 @@ def inspect(
     hidden = [note for note in read_rope(contents.config, row).notes if note.code == "theta-lost"]
     notes = [*contents.notes, *hidden, *rope.notes, *_explained(current)]
     origins = {group.label: _origin(group, row, base) for group in rope.groups}
-    trained, found = _trained(rope, row, record, origins=origins, override=original_context)
+    # Taken for something else than at the earlier conversion, a scaling tells of another length too.
+    known_length = None if asked_anew and any(group.scaling is not None for group in rope.groups) else record
+    trained, found = _trained(rope, row, known_length, origins=origins, override=original_context)
     notes += found
     groups = groups_of(
         current.groups,

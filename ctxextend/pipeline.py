@@ -10,16 +10,17 @@ import msgspec
 from msgspec import Struct
 
 from ctxextend import checkpoint
-from ctxextend.apply import Manifest, Options, Progress, convert, plan_from
+from ctxextend.apply import Manifest, Options, Progress, check_actions, convert, plan_from, unsafe
 from ctxextend.check import check, meant_by, meant_by_plan
 from ctxextend.checkpoint import Source
 from ctxextend.checkpoint.directory import read_json
-from ctxextend.contents import Contents
+from ctxextend.checkpoint.gguf_file import shard_names
+from ctxextend.contents import Contents, Note
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.export_plan import make_export_plan
 from ctxextend.exports.rows import ROWS
 from ctxextend.findings import Check, Meant
-from ctxextend.gguf_apply import convert_gguf, convert_in_place
+from ctxextend.gguf_apply import convert_gguf, convert_in_place, is_single, refuse_missing
 from ctxextend.gguf_check import check_gguf, meant_by_gguf
 from ctxextend.gguf_inspection import inspect_gguf
 from ctxextend.gguf_plan import make_gguf_plan
@@ -35,6 +36,7 @@ from ctxextend.tensors.places import MANIFEST, check_places
 
 __all__ = [
     "Opened",
+    "check_run",
     "check_source",
     "inspect_source",
     "meaning_of",
@@ -62,7 +64,13 @@ def open_source(source: str | Path | Source) -> Opened:
     if found.file is not None:
         from ctxextend.tensors.gguf_in_place import recover
 
-        recover(found.file)
+        # Of a split file it is the one with the keys that was edited, whichever is named.
+        paths = map(found.file.with_name, shard_names(found.file.name))
+        undone = [path.name for path in paths if path.exists() and recover(path)]
+        contents = checkpoint.read(found)
+        said = "an edit in place that was cut short was undone"
+        notes = (Note(code="edit-undone", message=f"{name}: {said}") for name in undone)
+        return Opened(source=found, contents=msgspec.structs.replace(contents, notes=(*notes, *contents.notes)))
     return Opened(source=found, contents=checkpoint.read(found))
 
 
@@ -144,6 +152,7 @@ def check_source(
     of that plan, but those of which it said that they read something else.
     """
     if opened.contents.gguf is not None:
+        _refuse_family(family)
         return check_gguf(opened.contents, required=runtimes or DEFAULT_RUNTIMES, against=against)
     inspection = inspect_source(opened, Recipe(family=family))
     plan = _own_plan(opened.contents, inspection)
@@ -194,9 +203,20 @@ def repair_source(
 ) -> Plan:
     """The plan that mends the checkpoint for ``runtimes``."""
     if opened.contents.gguf is not None:
+        _refuse_family(family)
         return make_gguf_repair(opened.contents, runtimes=runtimes, original_context=original_context, allow=allow)
     inspection = inspect_source(opened, Recipe(family=family))
     return make_repair(opened.contents, inspection, runtimes=runtimes, original_context=original_context, allow=allow)
+
+
+def _refuse_family(family: str | None) -> None:
+    if family is not None:
+        raise UsageError(
+            "a GGUF file names its architecture, by which it is checked",
+            code="bad-option",
+            key="--family",
+            hint="leave it away; for convert it says of which family the file was made",
+        )
 
 
 def _own_plan(contents: Contents, inspection: Inspection) -> Plan | None:
@@ -217,11 +237,10 @@ def run_plan(
     progress: Progress | None = None,
 ) -> tuple[Path, Manifest]:
     """Make the plan happen; the output's path and its manifest. Without ``out``, where the plan says."""
-    target = Path(out) if out is not None else Path(plan.out)
     settings = options or Options()
-    source = opened.source
     # Before anything is downloaded.
-    check_places(source.folder or source.file, target, force=settings.force)
+    target = check_run(plan, opened, out, options=settings)
+    source = opened.source
     if settings.config_only and opened.contents.gguf is None:
         folder = source.folder or _documents_only(opened)
     else:
@@ -229,6 +248,50 @@ def run_plan(
     make = _maker(plan, opened.contents)
     manifest = make(plan, opened.contents, folder, target, options=settings, progress=progress)
     return target, manifest
+
+
+def check_run(plan: Plan, opened: Opened, out: str | Path | None, *, options: Options) -> Path:
+    """Where the plan's result goes: ``out``, else where the plan says.
+
+    Raises :class:`RefusedError` for a plan that isn't one for this checkpoint and for a place that is taken, and
+    :class:`UsageError` for options that say nothing here.
+    """
+    contents = opened.contents
+    single = False
+    check_actions(plan, contents)
+    if plan.to == "gguf" and contents.gguf is None:
+        from ctxextend.export_apply import check_export_options, export_action, is_one
+
+        action = export_action(plan, contents)
+        check_export_options(action, options)
+        single = is_one(action)
+    else:
+        for option, given in (("--quantizer", options.quantizer), ("--converter", options.converter)):
+            if given is not None:
+                raise UsageError(
+                    "the weights stay as they are here, or are written without it",
+                    code="bad-option",
+                    key=option,
+                    hint="it goes with --to gguf of a safetensors checkpoint",
+                )
+        if plan.to == "gguf":
+            refuse_missing(contents)
+            single = is_single(contents)
+        elif contents.gguf is not None:
+            from ctxextend.import_apply import check_import_options, restore_action
+
+            check_import_options(options)
+            restore_action(plan, contents)
+    target = Path(out) if out is not None else _named(plan)
+    check_places(opened.source.folder or opened.source.file, target, force=options.force, single=single)
+    return target
+
+
+def _named(plan: Plan) -> Path:
+    """The output as the plan names it. Raises :class:`RefusedError` for a path: anybody may have written the plan."""
+    if plan.out in ("", "..") or Path(plan.out).name != plan.out or "\0" in plan.out:
+        raise unsafe(plan.source.name, "out", "a name without a folder", plan.out)
+    return Path(plan.out)
 
 
 def _maker(plan: Plan, contents: Contents) -> Callable[..., Manifest]:
@@ -251,6 +314,7 @@ def run_in_place(plan: Plan, opened: Opened) -> tuple[Path, Manifest]:
 
     Raises :class:`UsageError` for another source.
     """
+    check_actions(plan, opened.contents)
     file = opened.source.file
     if file is None or plan.to != "gguf":
         raise UsageError(

@@ -10,9 +10,19 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
+import msgspec
 from msgspec import Struct
 
-from ctxextend.changes import Action, EditJson, actions_of, digest_of, gguf_sha256, side_edits, with_record
+from ctxextend.changes import (
+    Action,
+    EditJson,
+    actions_of,
+    digest_of,
+    gguf_sha256,
+    side_edits,
+    taken_back,
+    with_record,
+)
 from ctxextend.contents import Contents
 from ctxextend.encoding import Chosen, PlanWarning, Verdict, judge, warnings_of
 from ctxextend.errors import RefusedError
@@ -24,6 +34,7 @@ from ctxextend.inspection import Group, Inspection, window_edits
 from ctxextend.lengths import show_tokens
 from ctxextend.methods import extension_factor
 from ctxextend.methods.auto import TRAINING_FREE_WARNING_ABOVE
+from ctxextend.methods.base import Base
 from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.record import path_of
 from ctxextend.rope import RopeTable
@@ -35,6 +46,20 @@ SCHEMA: Final = "ctxextend.plan/1"
 
 #: Faults that a right conversion can leave in its result: the runtimes differ there however it is written.
 _WRITTEN_FAULTS: Final = frozenset({"latent-without-pair", "longrope-switches"})
+
+
+#: Notes of an inspection that whoever converts must see.
+_CARRIED_NOTES: Final = frozenset(
+    {
+        "params-json",
+        "consolidated-weights",
+        "auto-map",
+        "rotary-buffers",
+        "theta-lost",
+        "ignored-scaling",
+        "edit-undone",
+    }
+)
 
 
 class State(Struct, frozen=True, kw_only=True):
@@ -246,9 +271,16 @@ def _nothing_to_do(contents: Contents, inspection: Inspection, recipe: Recipe, t
         edits,
         method="none",
         target=target,
-        reasons=(f"none: the weights were trained for {trained} tokens, which holds {target}",),
+        reasons=(within_trained(inspection, target, reverted=inspection.record is not None),),
         warnings=(),
+        reverted=inspection.record is not None and not edits,
     )
+
+
+def within_trained(inspection: Inspection, target: int, *, reverted: bool) -> str:
+    """Why nothing is scaled for a target within the trained length."""
+    said = f"none: the weights were trained for {inspection.trained_context} tokens, which holds {target}"
+    return f"{said}; the earlier extension is taken off" if reverted else said
 
 
 def require_auto(recipe: Recipe, trained: int, target: int) -> None:
@@ -300,13 +332,16 @@ def plain_plan(
     target: int,
     reasons: tuple[str, ...],
     warnings: tuple[PlanWarning, ...],
+    reverted: bool = False,
 ) -> Plan:
-    """The plan of ``edits`` that leave every rope as it is."""
+    """The plan of ``edits`` that leave every rope as it is, or ``reverted`` as before an earlier conversion of ours."""
     trained = inspection.trained_context
     digest = digest_of(inspection, edits, method=method, trained=trained, target=target)
-    final = with_record(contents, inspection, edits, digest, method=method, target=target) if edits else {}
-    length = max(target, trained) if edits else trained
-    verdicts = _kept(contents, inspection, recipe, final, length)
+    final = taken_back(contents, inspection) if reverted else {}
+    if edits:
+        final = with_record(contents, inspection, edits, digest, method=method, target=target)
+    length = max(target, trained)
+    verdicts = _kept(contents, inspection, recipe, final, length, reverted=reverted)
     return Plan(
         version=VERSION,
         digest=digest,
@@ -322,7 +357,7 @@ def plain_plan(
         reasons=reasons,
         runtimes=recipe.runtimes,
         misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
-        groups=planned_groups(inspection, target),
+        groups=planned_groups(inspection, target, reverted=reverted),
         actions=actions_of(contents, final),
         warnings=(*warnings, *warnings_of(verdicts, length)),
         out=default_name(contents.name, method, target),
@@ -335,11 +370,12 @@ def _kept(
     recipe: Recipe,
     final: Mapping[str, tuple[Edit, ...]],
     length: int,
+    *,
+    reverted: bool,
 ) -> tuple[Verdict, ...]:
-    """What each runtime makes of ropes that stay as they are, served at ``length`` tokens."""
+    """What each runtime makes of ropes that stay as they are (or were), served at ``length`` tokens."""
     config = apply_edits(contents.config, final.get("config.json", ()))
-    ropes = (group for group in inspection.groups if group.spec is not None)
-    tables = {g.label: table(g.spec, g.scaling, length=length) for g in ropes if g.spec is not None}
+    tables = standing_tables(inspection, length, reverted=reverted)
     return judge(config, inspection.family, tables, target=length, required=recipe.runtimes)
 
 
@@ -359,15 +395,39 @@ def planned_groups(
     scalings: Mapping[str, Scaling] | None = None,
     rope_theta: Mapping[str, float] | None = None,
     encoding: str | None = None,
+    reverted: bool = False,
 ) -> tuple[PlannedGroup, ...]:
     """Every group before and after: those with ``scalings`` by label are extended, written as ``encoding``.
 
     ``rope_theta`` is the base that is written, where it isn't the group's own; ``target`` counts tokens.
+    ``reverted``: the others are as before an earlier conversion of ours.
     """
-    return tuple(
+    planned = tuple(
         _planned(group, (scalings or {}).get(group.label), (rope_theta or {}).get(group.label), encoding, target)
         for group in inspection.groups
     )
+    if not reverted:
+        return planned
+    bases = {group.label: group.base for group in inspection.groups if group.base is not None}
+    return tuple(
+        msgspec.structs.replace(group, after=_standing(bases[group.label])) if group.label in bases else group
+        for group in planned
+    )
+
+
+def _standing(base: Base) -> State:
+    return State(rope_theta=base.spec.rope_theta, scaling=base.scaling, table=base.table())
+
+
+def standing_tables(inspection: Inspection, length: int, *, reverted: bool = False) -> dict[str, RopeTable]:
+    """The table that each group has at ``length`` tokens, or ``reverted`` had before a conversion of ours."""
+    return {
+        group.label: group.base.table()
+        if reverted and group.base is not None
+        else table(group.spec, group.scaling, length=length)
+        for group in inspection.groups
+        if group.spec is not None
+    }
 
 
 def _planned(
@@ -416,8 +476,7 @@ def warnings_about(inspection: Inspection, *, target: int, fine_tune: bool) -> t
                     "extended: this family's config holds one rope"
                 )
                 found.append(PlanWarning(code="sliding-shares-rope", message=said))
-    carried = {"params-json", "consolidated-weights", "auto-map", "rotary-buffers", "theta-lost", "ignored-scaling"}
-    found += [PlanWarning(code=n.code, message=n.message) for n in inspection.notes if n.code in carried]
+    found += [PlanWarning(code=n.code, message=n.message) for n in inspection.notes if n.code in _CARRIED_NOTES]
     return tuple(found)
 
 

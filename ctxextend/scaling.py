@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import assert_never
+from typing import Final, assert_never
 
 from msgspec import Struct
 
@@ -24,6 +24,10 @@ def _positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and value > 0.0):
             raise ValueError(f"{name} must be a positive number, found {value}")
+
+
+#: Files that keep a base in single precision round it by less.
+_SINGLE: Final = 1e-6
 
 
 class _Scaling(Struct, frozen=True, kw_only=True, tag_field="rope_type", forbid_unknown_fields=True):
@@ -299,3 +303,29 @@ def _longrope_table(spec: RopeSpec, scaling: LongRope, plain: tuple[float, ...],
         softmax_factor=softmax,
         switches=() if scaling.short_factor == scaling.long_factor else (original,),
     )
+
+
+def over_base(spec: RopeSpec, now: RopeSpec, scaling: Scaling | None, *, length: int) -> Scaling | None:
+    """What gives over the plain rope ``spec`` the table that ``scaling`` gives over ``now``, of another base.
+
+    ``length`` counts tokens: a table that changes with the length is taken at it.
+    """
+    if math.isclose(spec.rope_theta, now.rope_theta, rel_tol=_SINGLE):
+        return scaling
+    match scaling:
+        case None:
+            return Rebase(rope_theta=now.rope_theta)
+        case Rebase():
+            return scaling
+        case Linear():
+            return Linear(factor=scaling.factor, rope_theta=scaling.rope_theta or now.rope_theta)
+        case _:
+            found = table(now, scaling, length=length)
+            factors = found.stretch(spec.inv_freq())
+            return LongRope(
+                short_factor=factors,
+                long_factor=factors,
+                original_max_position_embeddings=max(length, 2),
+                factor=1.0,
+                attention_factor=found.attention_factor,
+            )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,7 +19,14 @@ from gguf import GGUFReader
 from ctxextend import checkpoint
 from ctxextend.apply import Options
 from ctxextend.contents import Contents, GgufValue
-from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, RefusedError, UsageError
+from ctxextend.errors import (
+    CheckpointError,
+    CtxextendError,
+    DisagreementError,
+    OutputError,
+    RefusedError,
+    UsageError,
+)
 from ctxextend.gguf_apply import convert_gguf, convert_in_place
 from ctxextend.gguf_inspection import inspect_gguf
 from ctxextend.gguf_plan import make_gguf_plan
@@ -25,6 +35,8 @@ from ctxextend.gguf_repair import make_gguf_repair
 from ctxextend.pipeline import check_source, open_source, plan_source, repair_source, run_in_place, run_plan
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
+from ctxextend.runtimes.llama_cpp import LlamaCpp
+from ctxextend.tensors import copying, gguf_in_place, places, staging
 from tests.gguf_factory import write_model
 from tests.reference.libllama import settings_of, weights_of
 
@@ -310,3 +322,176 @@ def test_an_output_of_ours_is_not_repaired(source: Path) -> None:
     with pytest.raises(RefusedError) as error:
         repair_source(open_source(source))
     assert error.value.code == "ours"
+
+
+def test_a_change_in_place_is_undone_where_its_manifest_cannot_be_written(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(source)
+    beside = source.with_name("tiny.gguf.ctxextend.json")
+
+    def full(path: Path, _data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opened = open_source(source)
+    plan = plan_source(opened, Recipe(method="yarn", target=4 * L))
+    monkeypatch.setattr(staging, "write_file", full)
+    with pytest.raises(OutputError) as error:
+        run_in_place(plan, opened)
+    assert error.value.code == "disk-full"
+    assert digest(source) == before
+    assert [path.name for path in source.parent.iterdir()] == ["tiny.gguf"]
+    monkeypatch.undo()
+    # An older manifest stays until there is a new one.
+    run_in_place(plan, opened)
+    once, said = digest(source), beside.read_bytes()
+    opened = open_source(source)
+    monkeypatch.setattr(staging, "write_file", full)
+    with pytest.raises(OutputError):
+        run_in_place(plan_source(opened, Recipe(method="ntk", target=4 * L)), opened)
+    assert (digest(source), beside.read_bytes()) == (once, said)
+
+
+def test_a_manifest_that_gets_no_name_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_source(source)
+
+    def late(path: Path, _target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "replace", late)
+    with pytest.raises(OutputError) as error:
+        run_in_place(plan_source(opened, Recipe(method="yarn", target=4 * L)), opened)
+    assert error.value.code == "no-manifest"
+    assert values(source)["llama.context_length"] == 4 * L
+    assert [path.name for path in source.parent.iterdir()] == ["tiny.gguf"]
+
+
+def test_where_nothing_changes_nothing_is_written(source: Path) -> None:
+    opened = open_source(source)
+    _path, manifest = run_in_place(plan_source(opened, Recipe(target=L)), opened)
+    assert manifest.plan.method == "none"
+    assert [path.name for path in source.parent.iterdir()] == ["tiny.gguf"]
+
+
+def test_what_was_changed_in_place_is_never_replaced(source: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "mine.gguf"
+    mine.parent.mkdir()
+    mine.write_bytes(source.read_bytes())
+    opened = open_source(mine)
+    run_in_place(plan_source(opened, Recipe(method="ntk", target=4 * L)), opened)
+    assert refused(planned(source), source, mine, force=True).code == "output-in-place"
+
+
+def test_a_manifest_of_others_is_left_alone(source: Path) -> None:
+    beside = source.with_name("tiny.gguf.ctxextend.json")
+    beside.write_text("mine")
+    opened, before = open_source(source), digest(source)
+    with pytest.raises(RefusedError) as error:
+        run_in_place(plan_source(opened, Recipe(method="yarn", target=4 * L)), opened)
+    assert error.value.file == str(beside)
+    assert (digest(source), beside.read_text()) == (before, "mine")
+    other = source.with_name("x.gguf.ctxextend.json")
+    other.write_text("mine")
+    for force in (True, False):
+        assert refused(planned(source), source, source.with_name("x.gguf"), force=force).file == str(other)
+
+
+def test_an_edit_of_the_same_size_is_a_change(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    convert_gguf(planned(source), read(source), tmp_path, out)
+    size = out.stat().st_size
+    opened = open_source(out)
+    run_in_place(plan_source(opened, Recipe(method="yarn", target=2 * L)), opened)
+    (manifest,) = [json.loads(path.read_bytes()) for path in tmp_path.glob("out.gguf.ctxextend.json")]
+    # As an editor of GGUF files does it, which knows nothing of manifests.
+    del manifest["files"][0]["in_place"]
+    raw = bytearray(out.read_bytes())
+    assert len(raw) == size
+    place = raw.index(b"llama.context_length") + len(b"llama.context_length") + 4
+    raw[place : place + 4] = (512).to_bytes(4, "little")
+    out.write_bytes(raw)
+    out.with_name("out.gguf.ctxextend.json").write_text(json.dumps(manifest))
+    assert refused(planned(source), source, out, force=True).code == "output-changed"
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_an_interrupted_edit_of_a_split_file_is_undone_whichever_is_named(
+    source: Path, tmp_path: Path, named: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "split"
+    folder.mkdir()
+    parts = split(source, folder)
+    before = [digest(part) for part in parts]
+    opened = open_source(parts[0])
+    plan = plan_source(opened, Recipe(method="yarn", target=4 * L))
+    # As after a kill: changed, and not undone.
+    with monkeypatch.context() as killed:
+        killed.setattr(gguf_in_place, "undo", lambda *_args: None)
+        killed.setattr("ctxextend.gguf_apply.verify_gguf", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_in_place(plan, opened)
+    assert digest(parts[0]) != before[0]
+    open_source(parts[named])
+    assert [digest(part) for part in parts] == before
+    assert sorted(entry.name for entry in folder.iterdir()) == [part.name for part in parts]
+
+
+def _killed(*_args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("mode", ["auto", "reflink", "copy", "hardlink", "symlink"])
+def test_a_split_file_is_carried_as_asked(
+    source: Path, tmp_path: Path, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "split"
+    folder.mkdir()
+    first, second = split(source, folder)
+    opened = open_source(first)
+    plan = plan_source(opened, Recipe(method="llama3", target=4 * L))
+    monkeypatch.setattr(copying, "clone", lambda *_paths: False)
+    monkeypatch.setattr(places, "clone", lambda *_paths: False)
+    if mode == "reflink":
+        with pytest.raises(OutputError) as error:
+            run_plan(plan, opened, tmp_path / "long", options=Options(link_mode=mode))
+        assert error.value.code == "no-reflink"
+        return
+    # The file with the keys is written whatever is done with the other.
+    needed = first.stat().st_size + (0 if "link" in mode else second.stat().st_size)
+    for free in (needed - 1, needed):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, free=free: SimpleNamespace(free=free))
+        if free < needed:
+            with pytest.raises(OutputError) as error:
+                run_plan(plan, opened, tmp_path / "long", options=Options(link_mode=mode))
+            assert error.value.code == "disk-full"
+        else:
+            run_plan(plan, opened, tmp_path / "long", options=Options(link_mode=mode))
+    assert (tmp_path / "long" / "long-00002-of-00002.gguf").samefile(second) == ("link" in mode)
+
+
+def test_an_edit_by_reflink_needs_a_file_system_that_can(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copying, "clone", lambda *_paths: False)
+    error = refused(planned(source), source, source.with_name("x.gguf"), link_mode="reflink")
+    assert error.code == "no-reflink"
+
+
+def test_also_a_plan_of_nothing_is_verified(source: Path, tmp_path: Path) -> None:
+    plan = planned(source, "auto", L)
+    assert (plan.method, plan.misread) == ("none", ())
+    (group,) = plan.groups
+    assert group.after is not None
+    wrong = msgspec.structs.replace(group.after.table, attention_factor=2.0)
+    after = msgspec.structs.replace(group.after, table=wrong)
+    lying = msgspec.structs.replace(plan, groups=(msgspec.structs.replace(group, after=after),))
+    with pytest.raises(DisagreementError):
+        convert_gguf(lying, read(source), tmp_path, tmp_path / "x.gguf")
+    # Unless the plan says so itself.
+    told = msgspec.structs.replace(lying, misread=(f"{LlamaCpp.runtime} {LlamaCpp.versions}",))
+    assert not convert_gguf(told, read(source), tmp_path, tmp_path / "x.gguf").verified[0].agrees
+
+
+def test_one_file_is_named_as_one(source: Path, tmp_path: Path) -> None:
+    for name in ("long", "long-00001-of-00002.gguf"):
+        error = refused(planned(source), source, tmp_path / name)
+        assert (error.code, error.hint) == ("bad-out", f"--out {tmp_path / 'long.gguf'}")

@@ -88,7 +88,8 @@ def test_a_published_scaling_is_exported_as_it_is_read(tmp_path: Path) -> None:
     source = edited(tmp_path / "source", rope_scaling=llama3, rope_parameters="none at all")
     path, _ = converted(source, tmp_path / "x.gguf", to="gguf")
     assert "rope_freqs.weight" in types(path)
-    assert "ctxextend.record" not in fields(path)
+    # Nothing was done to it, and what its scaling was taken for is known.
+    assert json.loads(fields(path)["ctxextend.record"])["method"] == "none"
     # What was trained in is the base of a later conversion, also of one that goes on from our own file.
     long, _ = converted(source, tmp_path / "long.gguf", to="gguf", method="llama3", target=4 * L)
     inspection = inspect_source(open_source(long), Recipe())
@@ -260,7 +261,8 @@ def cohere(tmp_path: Path) -> Path:
 def test_another_architecture_is_left_to_llama_cpps_converter(tmp_path: Path, cohere: Path, script: str) -> None:
     program = fake(tmp_path / "bin", script, CONVERTER)
     asked: dict[str, Any] = {"to": "gguf", "outtypes": ("f32",), "converter": str(program.parent)}
-    path, manifest = converted(cohere, tmp_path / "x.gguf", method="yarn", target=4 * L, **asked)
+    options = Options(converter=program.parent)
+    path, manifest = converted(cohere, tmp_path / "x.gguf", options, method="yarn", target=4 * L, **asked)
     found = fields(path)
     assert found["command-r.rope.scaling.type"] == "yarn"
     assert found["command-r.rope.scaling.factor"] == 4.0
@@ -268,6 +270,26 @@ def test_another_architecture_is_left_to_llama_cpps_converter(tmp_path: Path, co
     assert "command-r.rope.scaling.yarn_attn_factor" not in found
     assert all(verified.agrees for verified in manifest.verified)
     assert inspect_source(open_source(path), Recipe()).trained_context == L
+
+
+@pytest.mark.parametrize(
+    ("exported", "outtypes"),
+    [(True, ("f32",)), (True, ("f16", "q8_0")), (False, ("f32",)), (False, ("f32", "q4_k_m"))],
+)
+def test_progress_tells_of_every_byte_once(
+    tmp_path: Path, cohere: Path, exported: bool, outtypes: tuple[str, ...]
+) -> None:
+    converter = fake(tmp_path / "bin", "convert-hf-to-gguf", CONVERTER)
+    quantizer = fake(tmp_path / "bin", "llama-quantize", QUANTISER)
+    opened = open_source(DEMO if exported else cohere)
+    plan = plan_source(opened, Recipe(to="gguf", outtypes=outtypes, converter=None if exported else str(converter)))
+    options = Options(converter=None if exported else converter, quantizer=quantizer if "q4_k_m" in outtypes else None)
+    told: list[int] = []
+    out = tmp_path / ("x.gguf" if len(outtypes) == 1 else "x")
+    _, manifest = run_plan(plan, opened, out, options=options, progress=lambda _name, done: told.append(done))
+    written = sum(file.size_bytes for file in manifest.files)
+    # What pads a tensor isn't told of.
+    assert 0.99 * written <= sum(told) <= written
 
 
 def test_the_converter_on_path_is_found_and_a_missing_one_told(
@@ -286,11 +308,11 @@ def test_the_converter_on_path_is_found_and_a_missing_one_told(
 def test_a_converter_that_fails_or_writes_another_architecture(tmp_path: Path, cohere: Path) -> None:
     broken = fake(tmp_path / "bin", "convert-hf-to-gguf", "raise SystemExit('Model not supported')")
     asked: dict[str, Any] = {"to": "gguf", "outtypes": ("f32",)}
-    error = failing(tmp_path / "x.gguf", source=cohere, converter=str(broken), **asked)
+    error = failing(tmp_path / "x.gguf", Options(converter=broken), source=cohere, converter=str(broken), **asked)
     assert isinstance(error, OutputError)
     assert "Model not supported" in (error.found or "")
     other = fake(tmp_path / "bin", "convert-hf-to-gguf", CONVERTER.replace("command-r", "falcon"))
-    error = failing(tmp_path / "x.gguf", source=cohere, converter=str(other), **asked)
+    error = failing(tmp_path / "x.gguf", Options(converter=other), source=cohere, converter=str(other), **asked)
     assert error.code == "other-architecture"
     with pytest.raises(RefusedError, match="no converter"):
         converted(cohere, tmp_path / "x.gguf", converter=str(tmp_path / "nothing"), **asked)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGUFReader
 
 from tests.fake_hub import FakeHub, Repository, serve
-from tests.gguf_factory import encode, keys, pair
+from tests.gguf_factory import encode, info, keys, pair, value
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "checkpoint"
@@ -27,7 +28,7 @@ def hub() -> Iterator[FakeHub]:
         yield running
 
 
-def ctxextend(hub: FakeHub, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def ctxextend(hub: FakeHub, home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -35,6 +36,7 @@ def ctxextend(hub: FakeHub, home: Path, *arguments: str) -> subprocess.Completed
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(ROOT),
+        **variables,
     }
     return subprocess.run(
         [sys.executable, "-m", "ctxextend", *arguments],
@@ -141,3 +143,82 @@ def test_a_gguf_of_the_hub_that_is_not_one_file(
     done = ctxextend(ggufs, tmp_path, "check", named)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
+
+
+@pytest.fixture
+def models(hub: FakeHub, tmp_path: Path) -> FakeHub:
+    """A repository with a whole GGUF, one in a folder, one in two files, and one of whose three files one lacks."""
+    folder = tmp_path / "models"
+    for name in ("tiny-Q4_0.gguf", "sub/tiny-Q5_0.gguf"):
+        write_part(folder / name, keys(), "token_embd.weight")
+    for count, present, name in ((2, (1, 2), "Q6_K/tiny-Q6_K"), (3, (1, 2), "tiny-Q8_0")):
+        for number in present:
+            own = {
+                "split.no": value(number - 1, "UINT16"),
+                "split.count": value(count, "UINT16"),
+                "split.tensors.count": value(count, "INT32"),
+            }
+            settings = {**(keys() if number == 1 else {"general.architecture": "llama"}), **own}
+            write_part(folder / f"{name}-{number:05}-of-{count:05}.gguf", settings, f"blk.{number}.attn_q.weight")
+    (folder / ".gitattributes").write_text("*.gguf filter=lfs\n")
+    hub.repositories["org/models"] = Repository(commits={COMMIT: folder}, branches={"main": COMMIT})
+    return hub
+
+
+def write_part(path: Path, settings: dict[str, Any], name: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = [pair(key, content) for key, content in settings.items()]
+    path.write_bytes(encode(pairs, [info(name, "F32", [8], 0)], bytes(range(32))))
+
+
+@pytest.mark.parametrize(
+    ("named", "files", "out"),
+    [
+        ("org/models:Q4_0", ["tiny-Q4_0.gguf"], "tiny-Q4_0-yarn-4k.gguf"),
+        ("org/models/sub/tiny-Q5_0.gguf", ["sub/tiny-Q5_0.gguf"], "tiny-Q5_0-yarn-4k.gguf"),
+        ("hf://org/models:Q5_0@main", ["sub/tiny-Q5_0.gguf"], "tiny-Q5_0-yarn-4k.gguf"),
+        (
+            "org/models:Q6_K",
+            ["Q6_K/tiny-Q6_K-00001-of-00002.gguf", "Q6_K/tiny-Q6_K-00002-of-00002.gguf"],
+            "tiny-Q6_K-yarn-4k",
+        ),
+    ],
+)
+def test_a_gguf_of_the_hub_is_converted_as_one_here(
+    named: str, files: list[str], out: str, models: FakeHub, tmp_path: Path
+) -> None:
+    done = ctxextend(models, tmp_path, "convert", named, "-m", "yarn", "-t", "4k")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}\n"
+    # No other file of the repository was fetched.
+    assert {label for label in models.served if label.endswith(".gguf")} == {f"org/models/{file}" for file in files}
+    folder = tmp_path / "models"
+    arguments = ("-m", "yarn", "-t", "4k", "-o", "local.gguf" if len(files) == 1 else "local")
+    local = ctxextend(models, tmp_path, "convert", str(folder / files[0]), *arguments)
+    assert local.returncode == 0, local.stderr
+    assert parts(tmp_path / out) == parts(tmp_path / arguments[-1])
+    # Offline the same comes of what is in the cache now.
+    asked = len(models.requests)
+    again = ctxextend(models, tmp_path, "convert", named, "-m", "yarn", "-t", "4k", "--force", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == f"{out}\n"
+    assert len(models.requests) == asked
+
+
+def parts(path: Path) -> list[dict[str, Any]]:
+    """The tensors and the keys of a file, or of each of a folder, but for the record, which names the source."""
+    found = []
+    for file in sorted(path.glob("*.gguf")) if path.is_dir() else [path]:
+        reader = GGUFReader(file)
+        said = {name: field.contents() for name, field in reader.fields.items() if name != "ctxextend.record"}
+        found.append({**said, **{tensor.name: tensor.data.tobytes() for tensor in reader.tensors}})
+    return found
+
+
+def test_part_of_a_split_gguf_of_the_hub_is_not_converted(models: FakeHub, tmp_path: Path) -> None:
+    done = ctxextend(models, tmp_path, "convert", "org/models:Q8_0", "-m", "yarn", "-t", "4k")
+    assert done.returncode == 1
+    assert "tiny-Q8_0-00003-of-00003.gguf" in done.stderr
+    assert not list(tmp_path.glob("*yarn*"))
+    # It is told before anything is downloaded.
+    assert not list((tmp_path / "hf").rglob("*.gguf"))

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from ctxextend.checkpoint.directory import read_directory
 from ctxextend.checkpoint.gguf_file import read_gguf
+from ctxextend.checkpoint.gguf_header import MAGIC
 from ctxextend.contents import Contents
 from ctxextend.errors import CheckpointError, UsageError
 
@@ -46,7 +47,7 @@ def resolve(
     if not given.startswith("hf://") and path.exists():
         if revision is not None:
             raise UsageError("a local checkpoint has no --revision", code="bad-option", found=given)
-        if path.suffix == ".gguf" and path.is_file():
+        if path.is_file() and _is_gguf(path):
             return Source(given=given, file=path)
         return Source(given=given, folder=_folder(path))
     name, _at, inner = given.removeprefix("hf://").partition("@")
@@ -95,11 +96,23 @@ def read(source: Source) -> Contents:
 
 
 def folder_of(source: Source, contents: Contents) -> Path:
-    """A folder with all files of the checkpoint: itself, or the Hub's cache after a download."""
+    """A folder with all files of the checkpoint: itself, or the Hub's cache after a download.
+
+    Raises :class:`CheckpointError` before a download that can't be whole.
+    """
     if source.folder is not None:
         return source.folder
     if source.file is not None:
         return source.file.parent
+    missing = next((note.message for note in contents.notes if note.code == "missing-shards"), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"files of a split GGUF are missing: {missing}",
+            code="missing-shard",
+            file=contents.source,
+            expected="all its files in the repository",
+            hint="name another --revision, or another file of the repository",
+        )
     from ctxextend.checkpoint.hub import download
 
     assert source.repo_id is not None
@@ -111,6 +124,17 @@ def folder_of(source: Source, contents: Contents) -> Path:
         # Of a repository's many GGUF files only those that are meant.
         files=[file.path for file in contents.files] if contents.gguf is not None else None,
     )
+
+
+def _is_gguf(path: Path) -> bool:
+    """By its name, or by its first bytes: the stores of the Hub's client and of Ollama name files otherwise."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as handle:
+            return handle.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _folder(path: Path) -> Path:

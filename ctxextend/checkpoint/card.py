@@ -7,16 +7,21 @@ from typing import Any, Final
 
 #: A card's front matter is a page or two; more is something else.
 _MOST_BYTES: Final = 1 << 20
+#: So are its entries: lists of lists of results are the most of it, and take the reader long.
+_MOST_NODES: Final = 1 << 16
+_MOST_LEVELS: Final = 32
+#: A number or a date isn't longer; what is, is kept as text, as some forms take long to work out.
+_LONGEST_NUMBER: Final = 64
 _FENCE: Final = "---"
+_TEXT: Final = "tag:yaml.org,2002:str"
 
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The YAML at the head of README.md; empty where there is none, or it can't be read.
 
-    A card is beside the point of a conversion, so a broken one stops nothing.
+    A card is beside the point of a conversion, so a broken one stops nothing. Aliases of anything but plain
+    values count as broken: a few of them unfold into more than fits the memory.
     """
-    import yaml
-
     try:
         with (folder / "README.md").open("rb") as handle:
             lines = handle.read(_MOST_BYTES).decode("utf-8", errors="replace").splitlines()
@@ -25,10 +30,35 @@ def read_card(folder: Path) -> dict[str, Any]:
     if not lines or lines[0].strip() != _FENCE:
         return {}
     ends = [number for number, line in enumerate(lines[1:], start=1) if line.strip() == _FENCE]
-    if not ends:
-        return {}
+    return _parsed("\n".join(lines[1 : ends[0]])) if ends else {}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    import yaml
+
+    class Bounded(yaml.SafeLoader):
+        """The safe loader, which gives up where a text holds more than a card does."""
+
+        nodes = levels = 0
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            is_alias = self.check_event(yaml.AliasEvent)
+            self.nodes += 1
+            self.levels += 1
+            if self.nodes > _MOST_NODES or self.levels > _MOST_LEVELS:
+                raise yaml.YAMLError("more than a card holds")
+            node = super().compose_node(parent, index)
+            self.levels -= 1
+            if isinstance(node, yaml.ScalarNode):
+                if len(node.value) > _LONGEST_NUMBER:
+                    node.tag = _TEXT
+            elif is_alias:
+                raise yaml.YAMLError("an alias of a list or an object")
+            return node
+
     try:
-        found = yaml.safe_load("\n".join(lines[1 : ends[0]]))
-    except (yaml.YAMLError, RecursionError, ValueError):
+        found = yaml.load(text, Loader=Bounded)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+        # A value that isn't of the type that its tag names makes the library raise any of these.
         return {}
     return found if isinstance(found, dict) else {}

@@ -165,7 +165,9 @@ def require_config(documents: Mapping[str, Document], names: Iterable[str]) -> N
         file="config.json",
         expected="a config.json beside the weights",
         found=f"GGUF files ({', '.join(ggufs[:3])})" if ggufs else "none",
-        hint="name the folder that holds config.json",
+        hint=f"name one of its files: {ggufs[0]}; a quantisation of a repository is org/name:Q4_K_M"
+        if ggufs
+        else "name the folder that holds config.json",
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import msgspec
@@ -29,20 +29,35 @@ def read_gguf(path: Path, *, source: str | None = None) -> Contents:
 
     Raises :class:`CheckpointError` naming the file for anything broken.
     """
-    shards, missing = _shards(path)
+    return read_gguf_in(path.parent, path.name, source=source or str(path))
+
+
+def read_gguf_in(folder: Path, file: str, *, source: str, revision: str | None = None) -> Contents:
+    """The same of a ``file`` below ``folder``, which the paths of the contents are relative to."""
+    path = folder / file
     with ExitStack() as opened:
-        parts = [_opened(opened, shard) for shard in shards]
         try:
-            found = gguf_contents(parts, name=name_of(path.name), source=source or str(path))
+            # A checkpoint of one file doesn't need the names beside it.
+            beside = [each.name for each in path.parent.iterdir()] if is_shard(file) else [path.name]
+            present = {PurePosixPath(file).with_name(name).as_posix() for name in beside}
+            shards, missing = shards_among(file, present)
+            parts = [_opened(opened, folder, shard) for shard in shards]
+            return gguf_contents(parts, missing=missing, source=source, revision=revision)
         except OSError as error:
             raise _unreadable(path, error) from error
-    return msgspec.structs.replace(found, notes=_notes(missing))
 
 
 def gguf_contents(
-    parts: Sequence[tuple[FileInfo, ReadRange]], *, name: str, source: str, revision: str | None = None
+    parts: Sequence[tuple[FileInfo, ReadRange]],
+    *,
+    missing: Sequence[str],
+    source: str,
+    revision: str | None = None,
 ) -> Contents:
-    """What the files of a GGUF checkpoint hold, the first one first, wherever they are read from."""
+    """What the files of a GGUF checkpoint hold, the first one first, wherever they are read from.
+
+    ``missing`` are the names of files that a split one has and that aren't there.
+    """
     headers = [read_header(file.path, file.size_bytes, read) for file, read in parts]
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     _check_unique(tensors)
@@ -53,13 +68,14 @@ def gguf_contents(
         if tensor.name in FACTOR_TENSORS
     }
     return Contents(
-        name=name,
+        name=name_of(PurePosixPath(parts[0][0].path).name),
         source=source,
         revision=revision,
         storage="gguf",
         files=tuple(file for file, _read in parts),
         documents={},
         tensors=tensors,
+        notes=_notes(missing),
         gguf=msgspec.structs.replace(headers[0].gguf, factors=factors),
     )
 
@@ -68,6 +84,11 @@ def name_of(file: str) -> str:
     """What an output is named after: the file, without its number where it is split."""
     match = _SHARD.fullmatch(file)
     return match["name"] if match is not None else file.removesuffix(".gguf")
+
+
+def is_shard(file: str) -> bool:
+    """Whether a path is that of one file of several."""
+    return _SHARD.fullmatch(file) is not None
 
 
 def shard_names(file: str) -> list[str]:
@@ -79,6 +100,12 @@ def shard_names(file: str) -> list[str]:
     return [shard_name(match["name"], number, count) for number in range(1, count + 1)]
 
 
+def first_shard(file: str) -> str:
+    """The first of these names."""
+    match = _SHARD.fullmatch(file)
+    return file if match is None else shard_name(match["name"], 1, int(match["count"]))
+
+
 def shard_name(name: str, number: int, count: int) -> str:
     """What the file ``number``, from 1, of ``count`` is called."""
     return f"{name}-{number:05}-of-{count:05}.gguf"
@@ -87,26 +114,28 @@ def shard_name(name: str, number: int, count: int) -> str:
 def read_part(path: Path) -> Gguf:
     """The header of one file alone, of a split checkpoint or not; rope tensors aren't read."""
     with ExitStack() as opened:
-        file, read = _opened(opened, path)
+        file, read = _opened(opened, path.parent, path.name)
         return read_header(file.path, file.size_bytes, read).gguf
 
 
-def _shards(path: Path) -> tuple[list[Path], list[str]]:
-    """The files of a checkpoint that are there, the first one first, and the names of those that aren't."""
-    match = _SHARD.fullmatch(path.name)
+def shards_among(file: str, present: Collection[str]) -> tuple[list[str], list[str]]:
+    """The files of the checkpoint that ``file`` belongs to: those that are ``present``, in order, and the others.
+
+    Raises :class:`CheckpointError` for a number that can't be, and where the first one is missing.
+    """
+    match = _SHARD.fullmatch(file)
     if match is None:
-        return [path], []
+        return [file], []
     count = int(match["count"])
     if not 1 <= int(match["number"]) <= count:
         raise CheckpointError(
             "a split file's name can't be",
             code="missing-shard",
-            file=path.name,
+            file=file,
             expected=f"a number from 1 to {count}",
             found=match["number"],
         )
-    present = {file.name for file in path.parent.iterdir()}
-    names = shard_names(path.name)
+    names = shard_names(file)
     if names[0] not in present:
         raise CheckpointError(
             "the first file of a split GGUF is missing, and with it all settings",
@@ -116,17 +145,17 @@ def _shards(path: Path) -> tuple[list[Path], list[str]]:
             found="none",
             hint="fetch all its files into one folder",
         )
-    shards = [path.parent / name for name in names if name in present]
-    return shards, [name for name in names if name not in present]
+    return [name for name in names if name in present], [name for name in names if name not in present]
 
 
-def _opened(stack: ExitStack, path: Path) -> tuple[FileInfo, ReadRange]:
+def _opened(stack: ExitStack, folder: Path, file: str) -> tuple[FileInfo, ReadRange]:
+    path = folder / file
     try:
         handle = stack.enter_context(path.open("rb"))
         size = os.fstat(handle.fileno()).st_size
     except OSError as error:
         raise _unreadable(path, error) from error
-    return FileInfo(path=path.name, size_bytes=size), partial(_pread, handle.fileno())
+    return FileInfo(path=file, size_bytes=size), partial(_pread, handle.fileno())
 
 
 def _pread(descriptor: int, offset: int, count: int) -> bytes:
@@ -149,7 +178,7 @@ def _check_unique(tensors: tuple[TensorInfo, ...]) -> None:
         held[tensor.name] = tensor.file
 
 
-def _notes(missing: list[str]) -> tuple[Note, ...]:
+def _notes(missing: Sequence[str]) -> tuple[Note, ...]:
     if not missing:
         return ()
     rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

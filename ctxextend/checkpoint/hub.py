@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -35,7 +35,7 @@ from ctxextend.checkpoint.documents import (
     truncation_of,
     weight_files,
 )
-from ctxextend.checkpoint.gguf_file import gguf_contents, name_of, read_gguf, shard_names
+from ctxextend.checkpoint.gguf_file import first_shard, gguf_contents, read_gguf_in, shards_among
 from ctxextend.checkpoint.safetensors_header import read_header
 from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
 from ctxextend.errors import CheckpointError, HubError, UsageError
@@ -47,6 +47,9 @@ _CONFIG: Final = "config.json"
 
 #: Most safetensors headers fit in this much, so that one request does for a shard.
 _HEAD_BYTES: Final = 100_000
+
+#: A file up to this much is fetched for what its answer tells.
+_SMALL_BYTES: Final = 1 << 16
 
 #: How many requests run at a time.
 _CONNECTIONS: Final = 8
@@ -127,27 +130,49 @@ def read_hub_gguf(
     repository = _repository(repo_id, revision, token, cache_dir)
     with _explained(repository):
         if is_offline_mode():
-            return read_gguf(_cached(repository, repository.revision, named), source=f"{repo_id}/{named}")
+            return _cached_gguf(repository, named)
         commit, files = _listing(repository)
         held = {file.path: file for file in files}
         path = _gguf_path(held, named)
-        folder = path.rpartition("/")[0]
-        names = (f"{folder}/{name}" if folder else name for name in shard_names(PurePosixPath(path).name))
-        parts = [(held[name], partial(_fetch, repository, commit, name)) for name in names if name in held]
-        name = name_of(PurePosixPath(path).name)
-        return gguf_contents(parts, name=name, source=f"{repo_id}/{path}", revision=commit)
+        present, missing = shards_among(path, held)
+        parts = [(held[name], partial(_fetch, repository, commit, name)) for name in present]
+        found = gguf_contents(parts, missing=missing, source=f"{repo_id}/{path}", revision=commit)
+        _learn_revision(repository, commit, files)
+        return found
 
 
-def _gguf_path(held: Mapping[str, FileInfo], named: str) -> str:
-    """The file that a path or a quantisation names; of a split one, its first file."""
-    files = [
-        path for path in held if path.endswith(".gguf") and not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", path)
-    ]
+def _cached_gguf(repository: _Repository, named: str) -> Contents:
+    """The same from the local cache, which may lack some of the repository's files."""
+    folder, _complete = _snapshot(repository)
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf") if path.is_file()}
+    try:
+        path = _gguf_path(held, named)
+    except CheckpointError as error:
+        raise _not_cached(repository, named) from error
+    return read_gguf_in(folder, path, source=f"{repository.repo_id}/{path}", revision=folder.name)
+
+
+def _learn_revision(repository: _Repository, commit: str, files: Iterable[FileInfo]) -> None:
+    """Asks for a small file by the revision's name, so that the cache learns which commit it is.
+
+    A repository of GGUF files has no config.json for that; on the Hub nearly all have a .gitattributes.
+    """
+    small = [file for file in files if 0 < file.size_bytes <= _SMALL_BYTES]
+    if small and repository.revision != commit:
+        _cached(repository, repository.revision, min(small, key=lambda file: file.size_bytes).path)
+
+
+def _gguf_path(held: Iterable[str], named: str) -> str:
+    """The file that a path or a quantisation names; of a split one, its first file, even where that isn't there."""
+    files = sorted({first_shard(path) for path in held if path.endswith(".gguf")})
     if named.endswith(".gguf"):
-        found = [path for path in files if path == named]
+        found = [path for path in files if path == first_shard(named)]
     else:
-        quantisation = re.compile(rf"(^|[-._/]){re.escape(named)}([-._/]|$)", re.IGNORECASE)
-        found = [path for path in files if quantisation.search(path)]
+        # Q4_K is meant before Q4_K_M, but may stand for it.
+        quantisation = [
+            re.compile(rf"(^|[-._/]){re.escape(named)}([{after}]|$)", re.IGNORECASE) for after in ("-./", "-./_")
+        ]
+        found = next((hits for q in quantisation if (hits := [path for path in files if q.search(path)])), [])
     if len(found) == 1:
         return found[0]
     if found:
@@ -367,6 +392,8 @@ def _fetch_range(repository: _Repository, commit: str, name: str, start: int, en
 
 def _read_cached(repository: _Repository) -> Contents:
     folder, complete = _snapshot(repository)
+    if not any((folder / name).exists() for name in (_CONFIG, "adapter_config.json")):
+        raise _not_cached(repository)
     try:
         contents = read_directory(folder, name=repository.name, source=repository.repo_id)
     except CheckpointError as error:
@@ -399,8 +426,6 @@ def _snapshot(repository: _Repository) -> tuple[Path, bool]:
         folder, complete = error.snapshot_path, False
     except LocalEntryNotFoundError as error:
         raise _not_cached(repository) from error
-    if not any((Path(folder) / name).exists() for name in (_CONFIG, "adapter_config.json")):
-        raise _not_cached(repository)
     return Path(folder), complete
 
 
@@ -482,7 +507,8 @@ def _unreachable(repository: _Repository, error: Exception) -> HubError:
         "the Hub can't be reached",
         code="network",
         found=_told(repository, f"{type(error).__name__}: {error}"),
-        hint="check the connection, HTTPS_PROXY and HF_ENDPOINT; HF_HUB_OFFLINE=1 reads what is in the cache",
+        hint="check the connection, HTTPS_PROXY and HF_ENDPOINT; HF_HUB_OFFLINE=1 reads what is in the cache; if "
+        "something on this machine was meant, there is nothing at that path",
     )
 
 
@@ -536,13 +562,16 @@ def _no_revision(repository: _Repository) -> HubError:
     )
 
 
-def _not_cached(repository: _Repository) -> HubError:
+def _not_cached(repository: _Repository, named: str | None = None) -> HubError:
+    """``named``: the GGUF of the repository that was asked for."""
     revision = f" --revision {repository.revision}" if repository.revision else ""
+    meant = repository.repo_id if named is None else f"{named} of {repository.repo_id}"
+    file = f" {named}" if named is not None and named.endswith(".gguf") else ""
     return HubError(
-        f"offline, and {repository.repo_id} isn't in the local cache",
+        f"offline, and {meant} isn't in the local cache",
         code="offline",
         found=f"revision {repository.revision or 'main'}",
-        hint=f"online: hf download {repository.repo_id}{revision}; or unset HF_HUB_OFFLINE",
+        hint=f"online: hf download {repository.repo_id}{file}{revision}; or unset HF_HUB_OFFLINE",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from rich.console import Group as Stack
@@ -28,6 +29,11 @@ def check_page(found: Check, *, verbose: bool = False) -> RenderableType:
     if len(shown) < len(found.findings):
         more = len(found.findings) - len(shown)
         parts.append(Padding(f"[dim]{more} more for information: -v shows them[/]", (1, 0, 0, 0)))
+    if any(finding.severity == "error" and finding.fix is not None for finding in found.findings):
+        mend = shlex.join(["ctxextend", "check", found.source, "--fix"])
+        parts.append(
+            Padding(f"[dim]{escape(mend)} writes a mended copy, where one reading makes sense[/]", (1, 0, 0, 0))
+        )
     serving = [report for report in found.runtimes if report.required and report.serve is not None]
     if serving:
         parts.append(Padding(_serving(serving), (1, 0, 0, 0)))

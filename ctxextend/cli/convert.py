@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import msgspec
 import typer
 
-from ctxextend.apply import OVERRIDES, Manifest, Options, plan_from
+from ctxextend.apply import OVERRIDES, Manifest, Options, check_actions, plan_from
 from ctxextend.changes import size_bytes
 from ctxextend.checkpoint.directory import read_json
 from ctxextend.cli import options as o
@@ -16,14 +16,13 @@ from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
 from ctxextend.errors import UsageError
 from ctxextend.lengths import show_bytes
-from ctxextend.pipeline import open_source, plan_source, run_in_place, run_plan
+from ctxextend.pipeline import check_run, open_source, plan_source, run_in_place, run_plan
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
-from ctxextend.tensors.places import check_places
 
 OutOpt = Annotated[
     Optional[Path],
-    typer.Option("--out", "-o", help="Where to; NAME-METHOD-128k otherwise.", show_default=False),
+    typer.Option("--out", "-o", help="Where to; NAME-METHOD-128k[.gguf] here otherwise.", show_default=False),
 ]
 
 
@@ -75,9 +74,10 @@ def convert(
     quiet: o.QuietOpt = False,
     verbose: o.VerboseOpt = False,
 ) -> None:
-    """Extend a checkpoint's context: a new folder, the source untouched, the weights the same bytes.
+    """Extend a checkpoint's context, or change its format: the source untouched, unless --in-place asks for it.
 
-    What was written is read back as each runtime would before it appears.
+    A folder becomes a folder, a GGUF file a GGUF file, with the same weights; --to changes the format. What was
+    written is read back as each runtime would before it appears.
 
     Example: ctxextend convert ./model --method yarn --target 128k --out ./model-128k
     """
@@ -103,21 +103,35 @@ def convert(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     opened = open_source(o.source_of(source, revision, token, cache_dir))
     plan = plan_source(opened, recipe) if plan_file is None else _saved_plan(plan_file, recipe)
+    check_actions(plan, opened.contents)
     if out is not None:
         plan = msgspec.structs.replace(plan, out=out.name)
     if dry_run:
         show_plan(console, plan, opened)
         return
     if in_place:
-        _refuse_beside_in_place(out=out, force=force, config_only=config_only, checksums=checksums, link_mode=link_mode)
+        _refuse_beside_in_place(
+            out=out,
+            force=force,
+            config_only=config_only,
+            checksums=checksums,
+            link_mode=link_mode,
+            quantizer=quantizer,
+            converter=converter,
+        )
         console.warnings(plan.warnings)
         show_result(console, *run_in_place(plan, opened))
         return
-    check_places(opened.source.folder or opened.source.file, out or Path(plan.out), force=force)
-    console.warnings(plan.warnings)
     options = Options(
-        link_mode=link_mode, checksums=checksums, config_only=config_only, force=force, quantizer=quantizer
+        link_mode=link_mode,
+        checksums=checksums,
+        config_only=config_only,
+        force=force,
+        quantizer=quantizer,
+        converter=converter,
     )
+    check_run(plan, opened, out, options=options)
+    console.warnings(plan.warnings)
     with console.progress(size_bytes(plan.actions)) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
     show_result(console, path, manifest)
@@ -135,8 +149,11 @@ def _refuse_beside_in_place(**given: object) -> None:
 
 
 def _saved_plan(path: Path, recipe: Recipe) -> Plan:
-    """A plan from ``plan --json``. Raises :class:`UsageError` when method options stand beside it."""
-    if recipe != Recipe():
+    """A plan from ``plan --json``. Raises :class:`UsageError` when method options stand beside it.
+
+    A converter may: a plan doesn't say which program it is.
+    """
+    if msgspec.structs.replace(recipe, converter=None) != Recipe():
         raise UsageError(
             "a saved plan says everything about the method itself",
             code="plan-and-options",

@@ -19,8 +19,8 @@ SourceArg = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A checkpoint's folder, or a Hub repository org/name[@revision] (hf:// forces that); for check, "
-        "a GGUF file too.",
+        help="A checkpoint's folder, a GGUF file, or a Hub repository org/name[@revision] (hf:// forces that; "
+        "org/name:Q4_K_M and org/name/file.gguf pick a GGUF).",
         show_default=False,
     ),
 ]

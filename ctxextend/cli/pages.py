@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctxextend.changes import Action, Carry, SetKey, SetTensor
+from ctxextend.changes import Action, Carry, Export, Restore, SetKey, SetTensor
 from ctxextend.documents import fits, lengths_of_interest
 from ctxextend.gguf_record import KEY as RECORD
 from ctxextend.inspection import Group, Inspection
@@ -50,12 +50,29 @@ def plan_page(plan: Plan) -> RenderableType:
         facts.add_row("because", escape(reason))
     for group in plan.groups:
         facts.add_row(group.label, _change(plan, group.label))
-    carried = sum(action.size_bytes for action in plan.actions if isinstance(action, Carry))
-    files = sum(len(action.files) for action in plan.actions if isinstance(action, Carry))
-    what = f"{files} files" if files != 1 else "1 file" if plan.to == "safetensors" else "the weights"
-    facts.add_row("carried", f"{what}, {show_bytes(carried)}, byte for byte")
+    for action in plan.actions:
+        made = _made(plan, action)
+        if made is not None:
+            facts.add_row(*map(escape, made))
     facts.add_row("output", escape(plan.out))
     return facts
+
+
+def _made(plan: Plan, action: Action) -> tuple[str, str] | None:
+    """What an action does with weights, and how much of it."""
+    match action:
+        case Carry():
+            count = len(action.files)
+            what = "the weights" if plan.to == "gguf" and count == 1 else f"{count} file{'' if count == 1 else 's'}"
+            return "carried", f"{what}, {show_bytes(action.size_bytes)}, byte for byte"
+        case Export():
+            parts = "" if action.split_max_size is None else f", in parts of {show_bytes(action.split_max_size)}"
+            types = ", ".join(action.outtypes)
+            return "exported", f"as {action.architecture}, {types}{parts}: about {show_bytes(action.size_bytes)}"
+        case Restore():
+            return "written", f"safetensors of {action.dtype}, {show_bytes(action.size_bytes)}, and the tokenizer"
+        case _:
+            return None
 
 
 def diff_page(before: str, after: str, name: str) -> Text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctxextend.apply import edited_texts
+from ctxextend.changes import Restore, config_text
 from ctxextend.checkpoint.directory import read_text
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
@@ -93,4 +94,7 @@ def _documents(plan: Plan, opened: Opened) -> dict[str, str]:
             texts[name] = known.text
         elif opened.source.folder is not None:
             texts[name] = read_text(opened.source.folder, name).text
+    for action in plan.actions:
+        if isinstance(action, Restore):
+            texts["config.json"] = config_text(action)
     return texts

@@ -57,6 +57,14 @@ _SIZE: Final = re.compile(r"((A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|l
 _TUNED: Final = re.compile(r"chat|instruct|vision|lora", re.IGNORECASE)
 _HUB: Final = re.compile(r"https?://huggingface\.co/([^/]+/[^/]+)")
 
+#: A card says no more than this; what a hostile one says beyond isn't taken.
+_MOST_CHARACTERS: Final = 4096
+_MOST_WORDS: Final = 1024
+_MOST_ORIGINS: Final = 64
+#: A whole number of more bits isn't written out.
+_MOST_BITS: Final = 256
+_MOST_INT32: Final = (1 << 31) - 1
+
 
 class _Name(Struct, frozen=True, kw_only=True):
     """A model's name, taken apart."""
@@ -86,10 +94,11 @@ def general_keys(
     parameters, shared, expert, experts = _counts(layouts)
     fields = {field: _text(_first(card, names)) for field, names in _CARD.items()}
     said = config.get("_name_or_path")
-    for known in (said if isinstance(said, str) and said and said.count("/") <= 1 else None, name):
-        if known is None:
+    for known in (said if isinstance(said, str) and said.count("/") <= 1 else None, name):
+        text = _scalar(known)
+        if not text:
             continue
-        taken = _taken_apart(known, parameters)
+        taken = _taken_apart(text, parameters)
         found = {
             "name": _title(taken.full),
             "organization": _title(taken.organization),
@@ -104,10 +113,11 @@ def general_keys(
     keys = {"general.type": _string("model")}
     keys |= {f"general.{field}": _string(value) for field, value in fields.items() if value is not None}
     keys |= _sampling(generation or {})
-    keys |= _origins("base_model", _listed(card, _BASE_MODELS), parameters)
-    keys |= _origins("dataset", _listed(card, _DATASETS), parameters)
+    for what, fields_of in (("base_model", _BASE_MODELS), ("dataset", _DATASETS)):
+        keys |= _origins(what, _listed(card, fields_of)[:_MOST_ORIGINS], parameters)
     for key, names in (("tags", ("tags", "pipeline_tag")), ("languages", ("languages", "language"))):
-        listed = [_word(item) for each in names for item in _listed(card, (each,))]
+        words = [_word(item) for each in names for item in _listed(card, (each,))]
+        listed = [word for word in words if word is not None][:_MOST_WORDS]
         if listed:
             keys[f"general.{key}"] = GgufValue(type="ARRAY", item="STRING", length=len(listed), value=tuple(listed))
     keys["general.quantization_version"] = _number(_QUANTIZATION_VERSION)
@@ -122,7 +132,7 @@ def _counts(layouts: Iterable[Layout]) -> tuple[int, int, int, int]:
         total += size
         if "_exps." in layout.name and len(layout.shape) >= 3:
             count = layout.shape[-2 if ".bias" in layout.name else -3]
-            one, experts, stacks = one + size // count, experts + count, stacks + 1
+            one, experts, stacks = one + size // max(count, 1), experts + count, stacks + 1
         else:
             shared += size
     return total, shared, one, experts // stacks if stacks else 0
@@ -219,20 +229,23 @@ def _name_the_rest(parts: list[str], kinds: list[set[str]]) -> None:
 
 
 def _origins(what: str, listed: list[Any], parameters: int) -> dict[str, GgufValue]:
-    if not listed:
+    known = [fields for entry in listed if (fields := dict(_origin(entry, parameters)))]
+    if not known:
         return {}
-    keys = {f"general.{what}.count": _number(len(listed))}
-    for place, entry in enumerate(listed):
-        for field, value in _origin(entry, parameters):
-            keys[f"general.{what}.{place}.{field}"] = _string(value)
+    keys = {f"general.{what}.count": _number(len(known))}
+    for place, fields in enumerate(known):
+        keys |= {f"general.{what}.{place}.{field}": _string(value) for field, value in fields.items()}
     return keys
 
 
 def _origin(entry: Any, parameters: int) -> Iterator[tuple[str, str]]:
     if isinstance(entry, Mapping):
-        yield from ((field, str(entry[field])) for field in _ORIGIN if entry.get(field) is not None)
+        stated = ((field, _scalar(entry.get(field))) for field in _ORIGIN)
+        yield from ((field, value) for field, value in stated if value is not None)
         return
-    said = str(entry)
+    said = _scalar(entry)
+    if said is None:
+        return
     url = said if said.startswith(("http://", "https://", "ssh://")) else None
     hub = _HUB.fullmatch(said)
     if url is None or hub is not None:
@@ -250,11 +263,23 @@ def _origin(entry: Any, parameters: int) -> Iterator[tuple[str, str]]:
 def _sampling(generation: Mapping[str, Any]) -> dict[str, GgufValue]:
     keys = {}
     for field, (kind, names) in _SAMPLING.items():
-        value = _first(generation, names)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            kept = int(value) if kind == "INT32" else struct.unpack("<f", struct.pack("<f", value))[0]
+        kept = _held(_first(generation, names), kind)
+        if kept is not None:
             keys[f"general.sampling.{field}"] = GgufValue(type=kind, value=kept)
     return keys
+
+
+def _held(value: Any, kind: GgufType) -> int | float | None:
+    """A number as a file holds it; None for what is none, or can't be held."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        if kind == "INT32":
+            return int(value) if abs(int(value)) <= _MOST_INT32 else None
+        single: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    except (OverflowError, ValueError, struct.error):
+        return None
+    return single if math.isfinite(single) else None
 
 
 def _title(name: str | None) -> str | None:
@@ -274,18 +299,32 @@ def _listed(card: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
     value = _first(card, names)
     if value is None:
         return []
-    return list(value) if isinstance(value, list) else [value]
+    return value[:_MOST_WORDS] if isinstance(value, list) else [value]
 
 
 def _text(value: Any) -> str | None:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return str(value) if isinstance(value, str | int | float) else None
+    """A field of a card: plain values, of a list those that are in it."""
+    if not isinstance(value, list):
+        return _scalar(value)
+    parts = (_scalar(item) for item in value[:_MOST_ORIGINS])
+    return _cut(",".join(part for part in parts if part is not None)) or None
 
 
-def _word(item: Any) -> str:
+def _word(item: Any) -> str | None:
     # YAML reads Norwegian's code as a no.
-    return "no" if item is False else str(item)
+    return "no" if item is False else _scalar(item)
+
+
+def _scalar(value: Any) -> str | None:
+    """A plain value as text that a file can hold; None for anything else."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return None
+    return _cut(str(value)) if isinstance(value, str | int | float) else None
+
+
+def _cut(content: str) -> str:
+    """As much of a text as is taken. A half of a pair of surrogates is no character, and no file can hold one."""
+    return content[:_MOST_CHARACTERS].encode("utf-8", errors="replace").decode()
 
 
 def _string(content: str) -> GgufValue:

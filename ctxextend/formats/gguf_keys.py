@@ -101,7 +101,7 @@ class Keys(Struct, frozen=True):
         entry = self.get(name)
         if entry is None:
             return None
-        if entry.type not in _NUMBERS or not math.isfinite(entry.value):
+        if entry.type not in _NUMBERS or not _is_finite(entry.value):
             raise self.broken(name, "a finite number", entry)
         return float(entry.value)
 
@@ -147,6 +147,10 @@ class Keys(Struct, frozen=True):
             found="none" if found is None else f"{str(found.value)[:60]} of type {found.type}",
             hint="compare the file's keys with those of the publisher's",
         )
+
+
+def _is_finite(content: Any) -> bool:
+    return isinstance(content, int | float) and math.isfinite(content)
 
 
 def architecture_of(gguf: Gguf) -> GgufArchitecture:
@@ -315,10 +319,10 @@ def _head_dim(keys: Keys) -> int:
         return stated
     heads = keys.array("attention.head_count")
     # One number a layer in some files: llama.cpp takes the first layer's.
-    count = int(heads[0]) if heads else keys.required("attention.head_count")
-    if count < 1:
+    count = heads[0] if heads else keys.required("attention.head_count")
+    if not _is_finite(count) or count < 1:
         raise keys.broken("attention.head_count", "a whole number above 0", keys.get("attention.head_count"))
-    return keys.required("embedding_length") // count
+    return keys.required("embedding_length") // int(count)
 
 
 def _meant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import msgspec
@@ -112,11 +113,20 @@ def _raised(base: Base, factor: float, options: YarnOptions) -> Yarn:
         original_max_position_embeddings=trained.original_max_position_embeddings,
         beta_fast=trained.beta_fast,
         beta_slow=trained.beta_slow,
-        attention_factor=trained.attention_factor,
+        attention_factor=_own_temperature(trained),
         mscale=trained.mscale,
         mscale_all_dim=trained.mscale_all_dim,
         truncate=trained.truncate,
     )
+
+
+def _own_temperature(trained: Yarn) -> float | None:
+    """A stated temperature that isn't the one of the trained factor; that one follows the factor, stated or not."""
+    stated = trained.attention_factor
+    weighted = trained.mscale is not None or trained.mscale_all_dim is not None
+    if stated is None or (not weighted and math.isclose(stated, mscale(trained.factor), rel_tol=1e-6)):
+        return None
+    return stated
 
 
 def _over_table(base: Base, target: int, options: YarnOptions) -> Scaling:

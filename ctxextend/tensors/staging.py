@@ -23,6 +23,9 @@ from ctxextend.errors import OutputError
 _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
 
+#: In the staging folder of one file, from when it is published: what its manifest's name held before, if anything.
+_BEFORE: Final = ".ctxextend-before"
+
 
 def staging_path(target: Path) -> Path:
     """Where the output of ``target`` is built."""
@@ -47,30 +50,86 @@ def staged(target: Path, *, replace: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def staged_file(target: Path, *, replace: bool) -> Iterator[Path]:
-    """A folder to build in, whose files go beside ``target`` when the block ends well; the one of its name last.
+def staged_file(target: Path, manifest: Path, *, replace: bool) -> Iterator[Path]:
+    """A folder to build one file in, which goes beside ``target`` with its ``manifest`` when the block ends well.
 
-    So ``target`` is complete when it is there. ``replace``: an existing target is replaced in one step. Raises
-    :class:`OutputError` when another run works on the same target.
+    The manifest goes first, so ``target`` is complete when it is there; without ``replace`` nothing that is there
+    is touched. Whatever ends the run, either both are new or both are as they were: what a kill leaves between is
+    taken back by the next run (:func:`settle`). Raises :class:`OutputError` when another run works on the same
+    target, and when either name was taken meanwhile.
     """
-    with _building(target) as staging:
+    with _building(target, manifest) as staging:
         yield staging
         _sync_all(staging)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == target.name):
-            if replace or path.name != target.name:
-                path.replace(target.parent / path.name)
-            else:
-                _appear(path, target)
+        try:
+            _publish(staging, target, manifest, replace=replace)
+        except BaseException:
+            _take_back(staging, target, manifest)
+            raise
         sync(target.parent)
 
 
+def settle(target: Path, manifest: Path) -> None:
+    """Take back what a run that was killed published of ``target`` by half; nothing while another run works on it.
+
+    To be called before it is judged what is there.
+    """
+    staging = staging_path(target)
+    if not (staging / _BEFORE).is_file():
+        return
+    with suppress(OutputError):
+        descriptor = _locked_folder(staging)
+        try:
+            _take_back(staging, target, manifest)
+        finally:
+            os.close(descriptor)
+
+
+def _publish(staging: Path, target: Path, manifest: Path, *, replace: bool) -> None:
+    for path in () if replace else (target, manifest):
+        if os.path.lexists(path):
+            raise _taken(path)
+    write_file(staging / _BEFORE, manifest.read_bytes() if manifest.exists() else b"")
+    sync(staging / _BEFORE)
+    sync(staging)
+    for path in (manifest, target):
+        if replace:
+            (staging / path.name).replace(path)
+        else:
+            _appear(staging / path.name, path)
+
+
+def _take_back(staging: Path, target: Path, manifest: Path) -> None:
+    """Undo a publication that didn't reach its end, from whatever it left."""
+    before = staging / _BEFORE
+    if not before.is_file():
+        return
+    if not _published(staging, target) and _published(staging, manifest):
+        said = before.read_bytes()
+        if said:
+            (staging / manifest.name).unlink(missing_ok=True)
+            write_file(staging / manifest.name, said)
+            (staging / manifest.name).replace(manifest)
+        else:
+            manifest.unlink(missing_ok=True)
+    before.unlink()
+
+
+def _published(staging: Path, path: Path) -> bool:
+    """Whether the file of the staging folder has its name outside: it was moved there, or is the same file."""
+    staged_one = staging / path.name
+    return not staged_one.exists() or (path.exists() and staged_one.samefile(path))
+
+
 @contextmanager
-def _building(target: Path) -> Iterator[Path]:
+def _building(target: Path, manifest: Path | None = None) -> Iterator[Path]:
     """The locked and empty folder beside ``target``; what is left of it at the end vanishes."""
     staging = staging_path(target)
     made = _make_parents(target.parent)
     descriptor = _locked_folder(staging)
     try:
+        if manifest is not None:
+            _take_back(staging, target, manifest)
         _sweep(staging)
         yield staging
     finally:
@@ -92,7 +151,7 @@ def _appear(path: Path, target: Path) -> None:
         raise _taken(target) from error
     except OSError:
         # A file system without hard links.
-        if target.exists():
+        if os.path.lexists(target):
             raise _taken(target) from None
         path.rename(target)
 
@@ -104,6 +163,22 @@ def _taken(target: Path) -> OutputError:
         file=str(target),
         hint="choose another --out, or remove what is there and run again",
     )
+
+
+@contextmanager
+def staged_data(path: Path, data: bytes) -> Iterator[None]:
+    """A file's new bytes, on the disk before the block begins and under their name when it ended well."""
+    part = path.with_name(f".{path.name}.ctxextend-part")
+    # What a run that was killed left, or a link of somebody's.
+    part.unlink(missing_ok=True)
+    try:
+        write_file(part, data)
+        sync(part)
+        yield
+        part.replace(path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ctxextend.contents import GgufValue
@@ -84,7 +85,9 @@ def pre_tokenizer(folder: Folder, tokenizer: Tokenizer) -> str:
 
 def _known(folder: Folder, tokenizer: Tokenizer) -> str | None:
     """The name by the hash over the ids of the fixed text."""
-    hashes = (hashlib.sha256(str(ids).encode()).hexdigest() for ids in _probes(folder, tokenizer))
+    with _library_errors():
+        probes = list(_probes(folder, tokenizer))
+    hashes = (hashlib.sha256(str(ids).encode()).hexdigest() for ids in probes)
     return next((PRE_BY_HASH[found] for found in hashes if found in PRE_BY_HASH), None)
 
 
@@ -118,14 +121,8 @@ def _library(folder: Folder) -> Tokenizer:
     """The tokenizer as transformers has it: with the tokens that the settings add."""
     from tokenizers import AddedToken, Tokenizer
 
-    try:
+    with _library_errors():
         tokenizer = Tokenizer.from_file(str(folder.path / _FILE))
-    except Exception as error:
-        raise CheckpointError(
-            f"the tokenizers library can't read the tokenizer: {str(error)[:_SHOWN]}",
-            code="broken-tokenizer",
-            file=_FILE,
-        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -140,6 +137,22 @@ def _library(folder: Folder) -> Tokenizer:
         if content not in known:
             tokenizer.add_tokens([AddedToken(content, special=special, normalized=not special)])
     return tokenizer
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turns whatever the tokenizers library raises into a :class:`CheckpointError`."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic of the library's Rust is no Exception, and its class can't be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"the tokenizers library can't read the tokenizer: {str(error)[:_SHOWN]}",
+            code="broken-tokenizer",
+            file=_FILE,
+        ) from error
 
 
 def _tokens(folder: Folder, tokenizer: Tokenizer) -> tuple[list[str], list[int]]:
@@ -163,8 +176,9 @@ def _tokens(folder: Folder, tokenizer: Tokenizer) -> tuple[list[str], list[int]]
             token, kind = PADDING.format(number), TokenType.UNUSED
         elif number in added:
             if not added[number].normalized:
-                ids = tokenizer.encode(token, add_special_tokens=False).ids
-                text_of = tokenizer.decode(ids, skip_special_tokens=False)
+                with _library_errors():
+                    ids = tokenizer.encode(token, add_special_tokens=False).ids
+                    text_of = tokenizer.decode(ids, skip_special_tokens=False)
                 # A letter that stands for a byte in the vocabulary would be read as that byte.
                 token = token if "\ufffd" in text_of else text_of
             kind = kind_of_added(token, special=added[number].special)
@@ -192,21 +206,11 @@ def kind_of_added(token: str, *, special: bool) -> TokenType:
 
 def _merges(folder: Folder) -> list[str]:
     merges = (folder.tokenizer or {})["model"]["merges"]
-    if all(isinstance(merge, str) for merge in merges):
-        return list(merges)
     joined = []
     for merge in merges:
-        if not (
-            isinstance(merge, list) and len(merge) == 2 and isinstance(merge[0], str) and isinstance(merge[1], str)
-        ):
-            raise CheckpointError(
-                "a merge isn't two texts",
-                code="broken-tokenizer",
-                file=_FILE,
-                key="model.merges",
-                expected="two texts",
-                found=str(merge)[:_SHOWN],
-            )
+        if isinstance(merge, str):
+            joined.append(merge)
+            continue
         whole = f"{merge[0]} {merge[1]}"
         if whole.count(" ") > 1:
             # A space stands between the two: one inside is written as byte-level BPE writes it.

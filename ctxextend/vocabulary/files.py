@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from ctxextend.contents import GgufType, GgufValue
 from ctxextend.errors import CheckpointError, RefusedError
-from ctxextend.vocabulary.folder import PIECES, ROLES, TOKENIZER_CONFIG
+from ctxextend.vocabulary.folder import MAX_CHARACTERS, PIECES, ROLES, TOKENIZER_CONFIG
 from ctxextend.vocabulary.pre_tokenizers import BY_NAME, PreTokenizer, structure_of
 from ctxextend.vocabulary.sentencepiece_model import Piece, SentencePieceModel, write_model
 from ctxextend.vocabulary.values import (
@@ -197,15 +197,14 @@ def _piece_document(vocabulary: _Vocabulary) -> dict[str, Any]:
 
 def _merges_of_scores(vocabulary: _Vocabulary, numbers: Mapping[str, int]) -> list[list[str]]:
     """Every pair of neighbours that is a token, by its score: llama.cpp merges the highest first."""
-    whole = {
-        token: i
-        for token, i in numbers.items()
-        if vocabulary.types[i] in (TokenType.NORMAL, TokenType.UNUSED) and len(token) > 1
-    }
     parts = {token for token, i in numbers.items() if vocabulary.types[i] in (TokenType.NORMAL, TokenType.UNUSED)}
+    longest = max(map(len, parts), default=0)
+    if longest > MAX_CHARACTERS:
+        raise _contradiction(TOKENS, f"tokens of at most {MAX_CHARACTERS} characters", f"{longest}")
     merges = [
         (-vocabulary.scores[i], i, -cut, token)
-        for token, i in whole.items()
+        for token, i in numbers.items()
+        if token in parts
         for cut in range(1, len(token))
         if token[:cut] in parts and token[cut:] in parts
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,8 @@ from ctxextend.errors import CheckpointError
 MAX_BYTES: Final = 1 << 28
 #: No vocabulary has more tokens: a higher id is a lie that would fill the memory with padding.
 MAX_TOKENS: Final = 1 << 22
+#: No token is longer, and one that is would take long to be looked for in parts.
+MAX_CHARACTERS: Final = 1024
 
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 PIECES: Final = "tokenizer.model"
@@ -25,6 +29,10 @@ ADDED: Final = "added_tokens.json"
 
 #: The special tokens that tokenizer_config.json and config.json name, in llama.cpp's converter's order.
 ROLES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+#: Half of a character, as JSON can spell it: no file can hold it, and no library takes it.
+_HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class AddedToken(Struct, frozen=True, kw_only=True):
@@ -72,8 +80,8 @@ class Folder(Struct, frozen=True, kw_only=True):
         Raises :class:`CheckpointError` for more than can be.
         """
         size = self.number("vocab_size_per_layer_input") or self.number("vocab_size") or highest + 1
-        if size > MAX_TOKENS:
-            raise _malformed("config.json", "vocab_size", f"at most {MAX_TOKENS}", f"{size}")
+        if not 0 < size <= MAX_TOKENS:
+            raise _malformed("config.json", "vocab_size", f"1 to {MAX_TOKENS}", _shown(size))
         return size
 
 
@@ -91,7 +99,10 @@ def read_folder(path: Path, config: Mapping[str, Any]) -> Folder:
         if model.get("type", "BPE") == "BPE":
             odd = [i for i in model["vocab"].values() if type(i) is not int or not 0 <= i < MAX_TOKENS]
             if odd:
-                raise _malformed(TOKENIZER, "model.vocab", f"ids below {MAX_TOKENS}", str(odd[0])[:80])
+                raise _malformed(TOKENIZER, "model.vocab", f"ids below {MAX_TOKENS}", _shown(odd[0]))
+            for merge in model["merges"]:
+                if not _is_merge(merge):
+                    raise _malformed(TOKENIZER, "model.merges", "two texts", _shown(merge))
     return Folder(path=path, tokenizer=tokenizer, settings=_document(path, TOKENIZER_CONFIG) or {}, config=config)
 
 
@@ -139,12 +150,33 @@ def _added(entry: Any) -> AddedToken:
     match entry:
         case {"id": int(number), "content": str(content)} if 0 <= number < MAX_TOKENS and content:
             return AddedToken(id=number, content=content, special=bool(entry.get("special")))
-    raise _malformed(TOKENIZER, "added_tokens", "an id and its content", str(entry)[:80])
+    raise _malformed(TOKENIZER, "added_tokens", "an id and its content", _shown(entry))
+
+
+def _is_merge(merge: Any) -> bool:
+    """Whether a merge is one text with a space in it, or two texts."""
+    match merge:
+        case str() | [str(), str()]:
+            return True
+    return False
 
 
 def _document(path: Path, name: str) -> dict[str, Any] | None:
     raw = read_file(path / name)
-    return None if raw is None else parse_document(name, raw).value
+    if raw is None:
+        return None
+    value = parse_document(name, raw).value
+    if _HALF.search(raw):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise _malformed(name, None, "whole characters", _shown(error.object[error.start])) from error
+    return value
+
+
+def _shown(value: Any) -> str:
+    """What was found, in short; a whole number may have too many digits to be written out."""
+    return f"a number of {value.bit_length()} bits" if type(value) is int and value >> 64 else ascii(value)[:80]
 
 
 def _malformed(file: str, key: str | None, expected: str, found: str) -> CheckpointError:

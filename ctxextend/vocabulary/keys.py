@@ -30,7 +30,19 @@ def vocabulary_keys(folder: Path, config: Mapping[str, Any], architecture: str) 
     (``unknown-pre-tokenizer``, ``unknown-tokenizer``) for a tokenizer that llama.cpp isn't known to read
     alike, :class:`CheckpointError` for missing and broken files.
     """
-    files = read_folder(folder, config)
+    try:
+        return _keys(read_folder(folder, config), architecture)
+    except RecursionError as error:
+        raise CheckpointError(
+            "a tokenizer file isn't what it should be",
+            code="broken-tokenizer",
+            file=str(folder),
+            found="objects nested too deep",
+            hint="fetch the tokenizer again from where the checkpoint comes from",
+        ) from error
+
+
+def _keys(files: Folder, architecture: str) -> dict[str, GgufValue]:
     merges_bytes = _merges_bytes(files)
     keys = byte_pair_keys(files) if merges_bytes else piece_keys(files, architecture=architecture)
     keys |= special_keys(files, vocabulary_size=keys[TOKENS].length or 0)
@@ -55,6 +67,7 @@ def _merges_bytes(files: Folder) -> bool:
     if kind == "BPE" and model.get("byte_fallback"):
         return False
     inner = decoder.get("decoders", [decoder]) if isinstance(decoder, Mapping) else []
+    inner = inner if isinstance(inner, list) else []
     if kind == "BPE" and any(isinstance(part, Mapping) and part.get("type") == "ByteLevel" for part in inner):
         return True
     raise RefusedError(

@@ -14,7 +14,15 @@ from typing import Any, Final
 from ctxextend.contents import GgufValue
 from ctxextend.errors import RefusedError
 from ctxextend.vocabulary.byte_pairs import kind_of_added
-from ctxextend.vocabulary.folder import ADDED, PIECES, AddedToken, Folder, added_of_settings, json_object
+from ctxextend.vocabulary.folder import (
+    ADDED,
+    MAX_CHARACTERS,
+    PIECES,
+    AddedToken,
+    Folder,
+    added_of_settings,
+    json_object,
+)
 from ctxextend.vocabulary.sentencepiece_model import Piece, SentencePieceModel, read_model
 from ctxextend.vocabulary.values import (
     ADD_SPACE,
@@ -125,6 +133,8 @@ def _scores(vocabulary: Mapping[str, int], merges: Sequence[Any], added: frozens
     for whole, group in groupby(pairs, key="".join):
         if whole in added:
             continue
+        if len(whole) > MAX_CHARACTERS:
+            raise _refused(_FILE, f"tokens of at most {MAX_CHARACTERS} characters", f"{len(whole)}")
         expected = sum(whole[:i] in vocabulary and whole[i:] in vocabulary for i in range(1, len(whole)))
         if whole in order or whole not in vocabulary or len(list(group)) != expected:
             raise _refused(_FILE, "merges as scores of SentencePiece give them", f"those of {whole!r}"[:80])
@@ -162,9 +172,11 @@ def _flat(part: Any, inner: str) -> list[Mapping[str, Any]]:
     match part:
         case None:
             return []
-        case {"type": "Sequence"}:
-            return [flat for each in part.get(inner, []) for flat in _flat(each, inner)]
-    return [part]
+        case {"type": "Sequence"} if isinstance(part.get(inner), list):
+            return [flat for each in part[inner] for flat in _flat(each, inner)]
+        case Mapping():
+            return [part]
+    raise _refused(_FILE, "steps that are objects", ascii(part)[:80])
 
 
 def _refused(file: str, expected: str, found: str) -> RefusedError:

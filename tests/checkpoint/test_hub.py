@@ -20,8 +20,10 @@ from msgspec.structs import replace
 from safetensors.numpy import save_file
 
 from ctxextend.checkpoint.directory import read_directory
+from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.contents import Contents
 from tests.fake_hub import FakeHub, Reply, error, object_id, serve
+from tests.gguf_factory import encode, info, keys, pair
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +96,11 @@ class Client:
 
     def read(self, repo_id: str, cache: Path, **arguments: Any) -> Contents:
         answer = self.call("read_hub", repo_id=repo_id, cache_dir=cache, **arguments)
+        assert answer.contents, answer.report
+        return answer.contents
+
+    def read_gguf(self, repo_id: str, named: str, cache: Path, **arguments: Any) -> Contents:
+        answer = self.call("read_hub_gguf", repo_id=repo_id, named=named, cache_dir=cache, **arguments)
         assert answer.contents, answer.report
         return answer.contents
 
@@ -497,3 +504,110 @@ def test_a_download_that_fell_back_on_the_cache_is_an_error(
     hub.failures[f"/api/models/org/model/tree/{commit}"] = error(403, message="not now")
     details = online.refused("org/model", cache, "download")
     assert (details["code"], details["file"]) == ("network", "model.safetensors")
+
+
+def write_gguf(path: Path, name: str = "token_embd.weight", **changes: Any) -> Path:
+    """A file with the keys of a tiny model and one tensor of four numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = [pair(key, content) for key, content in keys(**changes).items()]
+    path.write_bytes(encode(pairs, [info(name, "F32", [4], 0)], bytes(16)))
+    return path
+
+
+def write_ggufs(folder: Path, *, shards: tuple[int, ...] = (1, 2, 3)) -> Path:
+    """A repository as publishers have them: quantisations side by side, a split one in a folder, and documents."""
+    for name in ("tiny-Q4_K_M.gguf", "tiny-Q4_K_S.gguf", "tiny-Q6_K.gguf", "tiny-Q6_K_L.gguf"):
+        write_gguf(folder / name)
+    for number in shards:
+        write_gguf(folder / "Q8_0" / f"tiny-Q8_0-{number:05}-of-00003.gguf", f"blk.{number}.weight")
+    (folder / ".gitattributes").write_text("*.gguf filter=lfs\n")
+    return folder
+
+
+FIRST = "Q8_0/tiny-Q8_0-00001-of-00003.gguf"
+
+
+@pytest.mark.parametrize(
+    ("named", "file"),
+    [
+        ("q4_k_m", "tiny-Q4_K_M.gguf"),
+        ("tiny-Q4_K_S.gguf", "tiny-Q4_K_S.gguf"),
+        ("Q6_K", "tiny-Q6_K.gguf"),
+        ("Q6_K_L", "tiny-Q6_K_L.gguf"),
+        ("Q8_0", FIRST),
+        (FIRST, FIRST),
+        ("Q8_0/tiny-Q8_0-00002-of-00003.gguf", FIRST),
+    ],
+)
+def test_a_gguf_reads_as_the_file_here(
+    hub: FakeHub, online: Client, offline: Client, cache: Path, tmp_path: Path, named: str, file: str
+) -> None:
+    folder = write_ggufs(tmp_path / "ggufs")
+    commit = hub.add("org/ggufs", folder)
+    contents = online.read_gguf("org/ggufs", named, cache)
+    assert (contents.source, contents.revision) == (f"org/ggufs/{file}", commit)
+    assert contents.files[0].path == file
+    assert contents.gguf is not None
+    assert contents.gguf.file == file
+    local = read_gguf(folder / file)
+    assert contents.name == local.name == ("tiny-Q8_0" if file == FIRST else file.removesuffix(".gguf"))
+    assert [(t.name, t.shape) for t in contents.tensors] == [(t.name, t.shape) for t in local.tensors]
+    assert (contents.gguf.values, contents.notes) == (local.gguf.values if local.gguf else None, ())
+    assert offline.call("read_hub_gguf", repo_id="org/ggufs", named=named, cache_dir=cache).error is not None
+    # What is read of it is what a conversion fetches, and offline it is found again under the same names.
+    fetched = [each.path for each in contents.files]
+    downloaded = online.download("org/ggufs", cache, revision=commit, files=fetched)
+    assert sorted(path.relative_to(downloaded).as_posix() for path in downloaded.rglob("*.gguf")) == fetched
+    hub.requests.clear()
+    again = offline.read_gguf("org/ggufs", named, cache)
+    assert again == comparable_gguf(contents)
+    assert offline.read_gguf("org/ggufs", named, cache, revision=commit) == again
+    assert offline.download("org/ggufs", cache, revision=commit, files=fetched) == downloaded
+    assert not hub.requests
+
+
+def comparable_gguf(contents: Contents) -> Contents:
+    """Without what the cache doesn't know."""
+    return replace(contents, files=tuple(replace(file, etag=None) for file in contents.files))
+
+
+def test_files_of_a_split_gguf_that_the_hub_lacks_are_noted(
+    hub: FakeHub, online: Client, offline: Client, cache: Path, tmp_path: Path
+) -> None:
+    commit = hub.add("org/ggufs", write_ggufs(tmp_path / "ggufs", shards=(1, 2)))
+    contents = online.read_gguf("org/ggufs", "Q8_0", cache)
+    assert [note.code for note in contents.notes] == ["missing-shards"]
+    assert "tiny-Q8_0-00003-of-00003.gguf" in contents.notes[0].message
+    assert len(contents.files) == 2
+    online.download("org/ggufs", cache, revision=commit, files=[file.path for file in contents.files])
+    assert [note.code for note in offline.read_gguf("org/ggufs", "Q8_0", cache).notes] == ["missing-shards"]
+
+
+@pytest.mark.parametrize("named", ["Q8_0", "Q8_0/tiny-Q8_0-00002-of-00003.gguf"])
+def test_a_split_gguf_without_its_first_file_is_broken(
+    hub: FakeHub, online: Client, cache: Path, tmp_path: Path, named: str
+) -> None:
+    hub.add("org/ggufs", write_ggufs(tmp_path / "ggufs", shards=(2, 3)))
+    details = online.refused("org/ggufs", cache, "read_hub_gguf", named=named)
+    assert (details["code"], details["file"]) == ("missing-shard", FIRST)
+
+
+def test_a_gguf_that_is_no_single_one(hub: FakeHub, online: Client, cache: Path, tmp_path: Path) -> None:
+    hub.add("org/ggufs", write_ggufs(tmp_path / "ggufs"))
+    details = online.call("read_hub_gguf", repo_id="org/ggufs", named="Q4_K", cache_dir=cache).error
+    assert details is not None
+    assert (details["code"], details["found"]) == ("several-files", "tiny-Q4_K_M.gguf, tiny-Q4_K_S.gguf")
+
+
+def test_offline_a_gguf_of_a_download_is_read(
+    hub: FakeHub, online: Client, offline: Client, cache: Path, tmp_path: Path
+) -> None:
+    hub.add("org/ggufs", write_ggufs(tmp_path / "ggufs"))
+    assert offline.refused("org/ggufs", cache, "read_hub_gguf", named="Q4_K_M")["code"] == "offline"
+    online.download("org/ggufs", cache)
+    for named, file in (("Q4_K_M", "tiny-Q4_K_M.gguf"), (FIRST, FIRST), ("Q8_0", FIRST)):
+        assert offline.read_gguf("org/ggufs", named, cache).files[0].path == file
+    details = offline.refused("org/ggufs", cache, "read_hub_gguf", named="sub/none.gguf")
+    assert details["code"] == "offline"
+    assert "hf download org/ggufs sub/none.gguf" in details["hint"]
+    assert offline.refused("org/ggufs", cache, "read_hub_gguf", named="Q2_K")["code"] == "offline"

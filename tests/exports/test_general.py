@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gguf import GGUFWriter, Metadata, size_label
 
+from ctxextend.contents import GgufValue
 from ctxextend.exports.general import general_keys
 from ctxextend.exports.layout import Layout
 
@@ -126,3 +128,69 @@ def test_recommended_sampling() -> None:
         "general.sampling.top_p": ("FLOAT32", 0.75),
         "general.sampling.penalty_repeat": ("FLOAT32", 1.25),
     }
+
+
+@pytest.mark.parametrize("odd", [1e300, -1e300, math.inf, math.nan, 10**400, True, "1", None, [1.0]], ids=repr)
+@pytest.mark.parametrize("key", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty"])
+def test_sampling_that_no_file_can_hold_is_left_out(key: str, odd: Any) -> None:
+    keys = general_keys("x", {}, {}, [], generation={key: odd, "top_p" if key != "top_p" else "min_p": 0.5})
+    assert [value.value for name, value in keys.items() if "sampling" in name] == [0.5]
+
+
+def test_a_number_above_a_whole_one_of_a_file_is_left_out() -> None:
+    assert "general.sampling.top_k" not in general_keys("x", {}, {}, [], generation={"top_k": 1 << 31})
+    keys = general_keys("x", {}, {}, [], generation={"top_k": (1 << 31) - 1})
+    assert keys["general.sampling.top_k"].value == 2_147_483_647
+
+
+def test_lists_of_lists_are_not_unfolded() -> None:
+    nested: Any = ["a"]
+    for _ in range(40):
+        nested = [nested] * 9
+    fields = ("license", "tags", "language", "base_model", "datasets", "name", "version")
+    keys = general_keys("x", dict.fromkeys(fields, nested), {}, [])
+    assert keys == general_keys("x", {}, {}, [])
+    card = {"base_model": [{"name": nested, "url": "u"}, nested], "tags": ["b", nested, {"c": "d"}]}
+    keys = general_keys("x", card, {}, [])
+    assert (keys["general.base_model.count"].value, keys["general.base_model.0.url"].value) == (1, "u")
+    assert "general.base_model.0.name" not in keys
+    assert keys["general.tags"].value == ("b",)
+
+
+def texts(keys: dict[str, GgufValue]) -> list[str]:
+    return [
+        text
+        for value in keys.values()
+        for text in ((value.value,) if value.type == "STRING" else value.value if value.item == "STRING" else ())
+    ]
+
+
+def test_long_texts_and_lists_are_cut() -> None:
+    card = {"license": ["l" * 10_000] * 1000, "tags": ["t"] * 100_000, "base_model": ["a/b"] * 1000, "name": "n" * 9999}
+    keys = general_keys("x", card, {"_name_or_path": "c" * 99_999}, [])
+    assert max(map(len, texts(keys))) == 4096
+    assert (len(keys["general.tags"].value), keys["general.base_model.count"].value) == (1024, 64)
+    assert len(keys) < 300
+
+
+ODD = {
+    "long number": 10**5000,
+    "long negative number": -(10**5000),
+    "bytes": b"raw",
+    "object": {"a": "b"},
+    "half a character": "half \ud800",
+    "no text": "",
+    "slash": "/",
+    "dash": "-",
+    "numbers": "1-2",
+    "long size": "9" * 500 + "B",
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_odd_values_give_keys_that_can_be_written(odd: Any) -> None:
+    fields = ("name", "license", "language", "tags", "datasets", "base_model", "version", "basename", "size_label")
+    for card in (dict.fromkeys(fields, odd), {key: [odd] for key in fields}):
+        keys = general_keys("x-7B", card, {"_name_or_path": odd}, [Layout(name="blk.0.a_exps.weight", shape=(0, 0, 0))])
+        # As a file holds it: any half of a character raises here.
+        assert "".join(texts(keys)).encode()
