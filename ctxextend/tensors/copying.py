@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -95,49 +94,52 @@ def clone(source: Path, target: Path) -> bool:
 def copy(source: Path, target: Path, *, progress: Progress) -> None:
     """Copy in the kernel where it can. The bytes may not be on the disk yet: staging sees to that, for all at once."""
     with source.open("rb", buffering=0) as read, target.open("xb", buffering=0) as write:
-        copy_on(read, write, os.fstat(read.fileno()).st_size, progress=progress)
+        size = os.fstat(read.fileno()).st_size
+        for start in range(0, size, CHUNK_BYTES):
+            count = min(CHUNK_BYTES, size - start)
+            progress(copy_span(read.fileno(), start, write.fileno(), start, count, file=str(source)))
 
 
-def copy_on(read: io.FileIO, write: io.FileIO, count: int, *, progress: Progress) -> None:
-    """Copy the next ``count`` bytes, from where ``read`` stands to where ``write`` stands, as :func:`copy` does.
+def copy_span(read: int, position: int, write: int, target: int, count: int, *, file: str) -> int:
+    """Copy ``count`` bytes at ``position`` of one open file to ``target`` of another, in the kernel where it can.
 
-    A file system that can share blocks does so where both stand at the start of one. Raises
-    :class:`OutputError` when ``read`` has fewer.
+    A file system that can share blocks does so where both begin a block. Several threads may copy between the same
+    files. Gives ``count``. Raises :class:`OutputError` when the source, called ``file``, has fewer.
     """
-    left = count
+    start, left = target, count
     while left > 0:
-        done = _copy_range(read.fileno(), write.fileno(), min(left, CHUNK_BYTES))
+        done = _copy_range(read, position, write, target, left)
         if not done:
             # The kernel can't, or some file systems' answer of 0 although there is more: reading tells.
-            done = _copy_read(read.fileno(), write.fileno(), min(left, _READ_BYTES))
+            done = _copy_read(read, position, write, target, min(left, _READ_BYTES))
         if done == 0:
             raise OutputError(
                 "a file became shorter while it was copied",
                 code="source-changed",
-                file=str(read.name),
+                file=file,
                 hint="let whatever writes it finish, then run again",
             )
-        left -= done
-        start_writing(write.fileno(), os.lseek(write.fileno(), 0, os.SEEK_CUR) - done, done)
-        progress(done)
+        left, position, target = left - done, position + done, target + done
+    start_writing(write, start, count)
+    return count
 
 
-def _copy_range(read: int, write: int, count: int) -> int | None:
+def _copy_range(read: int, position: int, write: int, target: int, count: int) -> int | None:
     if not hasattr(os, "copy_file_range"):
         return None
     try:
-        return os.copy_file_range(read, write, count)
+        return os.copy_file_range(read, write, count, position, target)
     except OSError as error:
         if error.errno in _CANNOT_RANGE:
             return None
         raise
 
 
-def _copy_read(read: int, write: int, count: int) -> int:
-    block = memoryview(os.read(read, count))
+def _copy_read(read: int, position: int, write: int, target: int, count: int) -> int:
+    block = memoryview(os.pread(read, count, position))
     done = 0
     while done < len(block):
-        done += os.write(write, block[done:])
+        done += os.pwrite(write, block[done:], target + done)
     return done
 
 

@@ -11,6 +11,7 @@ import io
 import os
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,8 @@ from ctxextend.formats.gguf_bytes import (
     offsets,
     padded,
 )
-from ctxextend.tensors.copying import copy_on
+from ctxextend.tensors.copying import CHUNK_BYTES, copy_span
+from ctxextend.tensors.threads import Task, in_threads
 
 #: The key that fills a header up to where its data must start.
 PADDING: Final = "ctxextend.padding"
@@ -126,19 +128,22 @@ def write_edited(source: Path, target: Path, gguf: Gguf, edits: GgufEdits, *, pr
         start = _data_start(after, runs)
         write_all(write, after.encoded(start))
         progress(start)
-        for run in runs:
-            write.seek(start + run.offset)
-            if isinstance(run.source, bytes):
-                write_all(write, run.source)
-                progress(len(run.source))
-                continue
-            first, end = run.source
-            read.seek(first)
-            # Up to the next block first: from there on, whole blocks can be shared.
-            head = min(-first % _BLOCK_BYTES, end - first)
-            copy_on(read, write, head, progress=progress)
-            copy_on(read, write, end - first - head, progress=progress)
         write.truncate(start + after.data_bytes)
+        in_threads((task for run in runs for task in _tasks(read, write, start, run)), progress)
+
+
+def _tasks(read: io.FileIO, write: io.FileIO, start: int, run: _Run) -> Iterator[Task]:
+    """The pieces of a run; the data begin at ``start`` of the new file."""
+    target = start + run.offset
+    if isinstance(run.source, bytes):
+        yield partial(os.pwrite, write.fileno(), run.source, target)
+        return
+    position, end = run.source
+    while position < end:
+        # Up to the next block first: from there on, whole blocks can be shared.
+        count = min(-position % _BLOCK_BYTES or CHUNK_BYTES, end - position)
+        yield partial(copy_span, read.fileno(), position, write.fileno(), target, count, file=str(read.name))
+        position, target = position + count, target + count
 
 
 def edits_by_file(contents: Contents, edits: GgufEdits) -> dict[str, GgufEdits]:

@@ -6,14 +6,11 @@ tensor goes through memory in runs of rows; one that keeps its type and order do
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any, Final
@@ -35,11 +32,12 @@ from ctxextend.formats.gguf_bytes import (
     offsets,
     padded,
 )
-from ctxextend.tensors.copying import CHUNK_BYTES, Progress, start_writing
+from ctxextend.tensors.copying import CHUNK_BYTES, Progress, copy_span, start_writing
 from ctxextend.tensors.llama_quantize import Quantizer, no_quantizer, quantise_file
 from ctxextend.tensors.operations import Steps
 from ctxextend.tensors.quantise import Scratch, convert, encode, encoded_bytes, tensor_type
-from ctxextend.tensors.weights import Reader, Span, Weights, check_numbers, shorter
+from ctxextend.tensors.threads import Task, in_threads
+from ctxextend.tensors.weights import Reader, Span, Weights, check_numbers
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -48,12 +46,6 @@ if TYPE_CHECKING:
 
 #: About how many elements of a tensor are in memory at once, for each thread: whole rows, and at least one.
 BLOCK_ELEMENTS: Final = 1 << 21
-
-#: Reading, arithmetic and writing overlap from two on; more than four only add memory.
-THREADS: Final = min(4, max(2, os.cpu_count() or 1))
-
-#: What copy_file_range answers where the kernel can't do it between these files.
-_CANNOT_RANGE: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM})
 
 
 class Output(Struct, frozen=True, kw_only=True):
@@ -182,7 +174,7 @@ def _write_files(
     with Reader(source) as reader, ExitStack() as opened:
         places = [_opened(opened, files, progress) for files in planned]
         work = (task for layout in layouts for task in _tasks(reader, layout, [place[layout.name] for place in places]))
-        _run(work, progress)
+        in_threads(work, progress)
 
 
 def _sorted(outputs: Sequence[Output]) -> tuple[list[Output], list[Output]]:
@@ -232,7 +224,7 @@ def place_whole(whole: Path, output: Output, progress: Progress) -> tuple[GgufFi
             places = _opened(opened, files, progress)
             for entry, (start, stop) in zip(entries, spans, strict=True):
                 place = places[entry.name]
-                progress(copy_span(read, start, place.descriptor, place.start, stop - start, path=whole))
+                progress(copy_span(read, start, place.descriptor, place.start, stop - start, file=str(whole)))
     whole.unlink()
     return files
 
@@ -245,25 +237,7 @@ class _Place(Struct, frozen=True, kw_only=True):
     start: int
 
 
-_Task = Callable[[], int]
-
-
-def _run(work: Iterator[_Task], progress: Progress) -> None:
-    """Do the tasks in threads, a few ahead; the first error ends all."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            waiting: set[Future[int]] = {pool.submit(task) for task in islice(work, 2 * THREADS)}
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    progress(future.result())
-                waiting |= {pool.submit(task) for task in islice(work, len(done))}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _tasks(reader: Reader, layout: Layout, places: Sequence[_Place]) -> Iterator[_Task]:
+def _tasks(reader: Reader, layout: Layout, places: Sequence[_Place]) -> Iterator[Task]:
     """The pieces of one tensor's work; each gives the bytes that it wrote."""
     if layout.values is not None:
         yield partial(_write_values, layout, places)
@@ -359,7 +333,7 @@ def _write_values(layout: Layout, places: Sequence[_Place]) -> int:
     return done
 
 
-def _copies(reader: Reader, span: Span, places: Sequence[_Place]) -> Iterator[_Task]:
+def _copies(reader: Reader, span: Span, places: Sequence[_Place]) -> Iterator[Task]:
     """The bytes of a tensor as they are, in the kernel where it can."""
     for place in places:
         for done in range(0, span.stop - span.start, CHUNK_BYTES):
@@ -368,36 +342,7 @@ def _copies(reader: Reader, span: Span, places: Sequence[_Place]) -> Iterator[_T
 
 
 def _copy(reader: Reader, path: Path, position: int, write: int, target: int, count: int) -> int:
-    return copy_span(reader.descriptor(path), position, write, target, count, path=path)
-
-
-def copy_span(read: int, position: int, write: int, target: int, count: int, *, path: Path) -> int:
-    """Copy ``count`` bytes at ``position`` of one open file to ``target`` of another, in the kernel where it can.
-
-    Several threads may do so. Raises :class:`OutputError` when the source, the file ``path``, has fewer.
-    """
-    start, left = target, count
-    while left > 0:
-        done = _copy_range(read, position, write, target, left)
-        if not done:
-            # The kernel can't, or a file system answered 0 although there is more: reading tells.
-            done = _write(write, memoryview(os.pread(read, min(left, 8 << 20), position)), target)
-        if not done:
-            raise shorter(path)
-        left, position, target = left - done, position + done, target + done
-    start_writing(write, start, count)
-    return count
-
-
-def _copy_range(read: int, position: int, write: int, target: int, count: int) -> int:
-    if not hasattr(os, "copy_file_range"):
-        return 0
-    try:
-        return os.copy_file_range(read, write, count, position, target)
-    except OSError as error:
-        if error.errno in _CANNOT_RANGE:
-            return 0
-        raise
+    return copy_span(reader.descriptor(path), position, write, target, count, file=str(path))
 
 
 def _write(descriptor: int, data: memoryview, position: int) -> int:

@@ -22,8 +22,8 @@ SLOW = """
 import os, time
 from ctxextend.tensors import copying
 true = copying._copy_range
-def slow(read, write, count):
-    done = true(read, write, max(1, min(count, 20_000)))
+def slow(read, position, write, target, count):
+    done = true(read, position, write, target, max(1, min(count, 20_000)))
     if os.environ["STOP_AT"] in os.readlink(f"/proc/self/fd/{write}"):
         open(os.environ["HERE"], "w").close()
         until = time.monotonic() + 60
@@ -38,11 +38,11 @@ FULL = """
 import errno, os
 from ctxextend.tensors import copying
 true = copying._copy_range
-def full(read, write, count):
+def full(read, position, write, target, count):
     if os.environ["STOP_AT"] in os.readlink(f"/proc/self/fd/{write}"):
-        true(read, write, 1000)
+        true(read, position, write, target, 1000)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return true(read, write, count)
+    return true(read, position, write, target, count)
 copying._copy_range = full
 """
 

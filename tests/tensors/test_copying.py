@@ -35,11 +35,11 @@ def failing(number: int, after: int = 0) -> Any:
     """copy_file_range that works ``after`` times and then fails."""
     true, calls = os.copy_file_range, [0]
 
-    def copy_file_range(read: int, write: int, count: int) -> int:
+    def copy_file_range(read: int, write: int, count: int, *places: int) -> int:
         calls[0] += 1
         if calls[0] > after:
             raise OSError(number, os.strerror(number))
-        return true(read, write, min(count, 1000))
+        return true(read, write, min(count, 1000), *places)
 
     return copy_file_range
 
