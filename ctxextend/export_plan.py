@@ -237,32 +237,31 @@ def _rope(group: Group) -> tuple[object, ...]:
 
 def _as_it_is(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Change:
     """The scaling that the checkpoint has, in the form that llama.cpp reads; what it was taken for is recorded."""
-    target = inspection.current_context
+    target, record = inspection.current_context, inspection.record
     scalings = _over_plain(plain, {g.label: (g.spec, g.scaling) for g in inspection.groups}, target)
     _require_windows(plain, inspection, scalings)
     edits, form = _written(plain, inspection, scalings, target, recipe)
-    record = inspection.record
     base = _base(plain, inspection, recipe)
-    method, wanted, marked = "none", edits, False
-    if record is not None:
-        method = record.method
-        wanted = edits if base is None else net_edits(base, plain, edits)
-    elif edits != GgufEdits() and all(not isinstance(group.scaling, Dynamic) for group in inspection.groups):
-        # The file's own scaling is what the next conversion finds, and what it was taken for says the record.
-        base, wanted, marked = (None if base is None else applied(plain, edits)), GgufEdits(), True
-    known = base is not None and all(g.base is not None for g in inspection.groups if g.spec is not None)
+    dynamic = any(isinstance(group.scaling, Dynamic) for group in inspection.groups)
+    decided = all(group.base is not None for group in inspection.groups if group.spec is not None)
+    # The file's own scaling is what the next conversion finds: nothing was done to it, and what it is is recorded.
+    own = record is None and edits != GgufEdits() and not dynamic
+    if base is None or not decided:
+        start, wanted = plain, edits
+    elif own:
+        start, wanted = applied(plain, edits), GgufEdits()
+    else:
+        start, wanted = base, net_edits(base, plain, edits)
     return Change(
         current=plain,
-        base=base if known and base is not None else plain,
-        wanted=wanted if known else edits,
-        method=method,
+        base=start,
+        wanted=wanted,
+        method="none" if record is None else record.method,
         target=target,
-        tables=standing_tables(inspection, target)
-        if not any(isinstance(group.scaling, Dynamic) for group in inspection.groups)
-        else _tables(plain, scalings, target),
+        tables=_tables(plain, scalings, target) if dynamic else standing_tables(inspection, target),
         reasons=("the rope as the checkpoint has it" + (f", written as {form}" if form else ""),),
-        recorded=known,
-        marked=marked,
+        recorded=base is not None and decided,
+        marked=own,
     )
 
 
@@ -270,7 +269,15 @@ def _require_windows(plain: Gguf, inspection: Inspection, scalings: Mapping[str,
     """Refuse a length that only windows made possible, in a file that has none. Raises :class:`RefusedError`."""
     extended = inspection.current_context > inspection.trained_context
     scaled = any(group.scaling is not None for group in inspection.groups)
-    if extended and not scaled and scalings and inspection.record is not None and inspection.record.method == "none":
+    free = any(group.spec is not None and group.window is None for group in inspection.groups)
+    if (
+        extended
+        and free
+        and not scaled
+        and scalings
+        and inspection.record is not None
+        and inspection.record.method == "none"
+    ):
         raise RefusedError(
             f"a GGUF file of the architecture {plain.architecture} hasn't got the windows that make "
             f"{inspection.current_context} tokens possible without a scaling",
