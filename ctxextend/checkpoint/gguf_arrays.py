@@ -8,27 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any
 
 import msgspec
 
-from ctxextend.contents import Gguf, GgufType, GgufValue
+from ctxextend.contents import Gguf, GgufValue
 from ctxextend.errors import CheckpointError
-
-_TYPES: Final[tuple[GgufType, ...]] = get_args(GgufType)
-_LETTERS: Final[dict[GgufType, str]] = {
-    "UINT8": "B",
-    "INT8": "b",
-    "UINT16": "H",
-    "INT16": "h",
-    "UINT32": "I",
-    "INT32": "i",
-    "FLOAT32": "f",
-    "BOOL": "?",
-    "UINT64": "Q",
-    "INT64": "q",
-    "FLOAT64": "d",
-}
+from ctxextend.formats.gguf_bytes import LETTERS, TYPE_NUMBERS
 
 
 def read_arrays(path: Path, gguf: Gguf, keys: Iterable[str] | None = None) -> dict[str, GgufValue]:
@@ -61,11 +47,11 @@ def _array(gguf: Gguf, key: str, value: GgufValue, raw: bytes) -> tuple[Any, ...
     name = key.encode()
     item, count = value.item or "STRING", value.length or 0
     head = struct.pack("<Q", len(name)) + name
-    head += struct.pack("<IIQ", _TYPES.index("ARRAY"), _TYPES.index(item), count)
+    head += struct.pack("<IIQ", TYPE_NUMBERS["ARRAY"], TYPE_NUMBERS[item], count)
     if not raw.startswith(head):
         raise _changed(gguf, key)
     if item != "STRING":
-        packed = struct.Struct(f"<{count}{_LETTERS[item]}")
+        packed = struct.Struct(f"<{count}{LETTERS[item]}")
         if len(raw) != len(head) + packed.size:
             raise _changed(gguf, key)
         return packed.unpack_from(raw, len(head))

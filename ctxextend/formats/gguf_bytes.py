@@ -31,7 +31,7 @@ MAX_KEY_BYTES: Final = 65_535
 TYPE_NUMBERS: Final[Mapping[GgufType, int]] = MappingProxyType(
     {kind: number for number, kind in enumerate(get_args(GgufType))}
 )
-_LETTERS: Final[Mapping[GgufType, str]] = MappingProxyType(
+LETTERS: Final[Mapping[GgufType, str]] = MappingProxyType(
     {
         "UINT8": "B",
         "INT8": "b",
@@ -160,7 +160,7 @@ def _items(kind: GgufType, values: Sequence[Any], key: str) -> bytes:
     if kind == "STRING":
         return b"".join(_string(value, key) for value in values)
     try:
-        return struct.pack(f"<{len(values)}{_LETTERS[kind]}", *values)
+        return struct.pack(f"<{len(values)}{LETTERS[kind]}", *values)
     except (struct.error, OverflowError, TypeError) as error:
         raise _refused("a number doesn't fit its type", f"numbers of type {kind}", str(error), key=key) from error
 
