@@ -75,6 +75,11 @@ class Export(Struct, frozen=True, kw_only=True, tag_field="kind", tag="export"):
     split_max_size: int | None = None
     converter: bool = False
 
+    @property
+    def single(self) -> bool:
+        """Whether it makes one file, rather than a folder with several."""
+        return len(self.outtypes) == 1 and self.split_max_size is None
+
 
 class Restore(Struct, frozen=True, kw_only=True, tag_field="kind", tag="restore"):
     """Safetensors of a ``dtype``, with a tokenizer, made of GGUF ``files``; edits are done to ``config``."""

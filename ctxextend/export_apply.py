@@ -39,7 +39,7 @@ from ctxextend.formats.gguf_bytes import encode_key
 from ctxextend.formats.gguf_keys import CONTEXT, ORIGINAL, SLIDING_THETA, THETA
 from ctxextend.formats.gguf_write import MANAGED, applied
 from ctxextend.gguf_apply import Kind, after_edits, checked_edits, manifest_of_files, staged_output, verify_gguf
-from ctxextend.gguf_plan import gguf_of
+from ctxextend.gguf_inspection import gguf_of
 from ctxextend.inspection import inspect
 from ctxextend.plan import Plan, source_sha256
 from ctxextend.tensors import converter as converters
@@ -86,7 +86,7 @@ def export_gguf(
     check_export_options(action, options)
     if source_sha256(contents) != plan.source.config_sha256:
         raise stale("config.json", "config.json as it was when the plan was made", "another config.json")
-    single = is_one(action)
+    single = action.single
     check_places(folder, out, force=options.force, single=single)
     job = Job(
         plan=plan,
@@ -129,11 +129,6 @@ def export_action(plan: Plan, contents: Contents) -> Export:
     if action.split_max_size is not None and action.split_max_size <= 0:
         raise unsafe(contents.source, "split_max_size", "bytes", str(action.split_max_size))
     return action
-
-
-def is_one(action: Export) -> bool:
-    """Whether an export makes one file, rather than a folder with several."""
-    return len(action.outtypes) == 1 and action.split_max_size is None
 
 
 def check_export_options(action: Export, options: Options) -> None:

@@ -28,19 +28,17 @@ from ctxextend.gguf_plan import (
     Change,
     assemble_gguf,
     default_gguf_name,
-    gguf_chooser,
     lengths_only,
-    planned_tables,
+    solved_change,
 )
 from ctxextend.gguf_record import net_edits
 from ctxextend.inspection import Group, Inspection
-from ctxextend.methods import extension_factor
 from ctxextend.plan import Plan, require_auto, require_decided, require_rope, standing_tables
 from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import GGUF_RUNTIMES
 from ctxextend.scaling import Dynamic, Llama3, LongRope, Rebase, Scaling, Yarn, dynamic_theta, over_base, table
-from ctxextend.solving import solve, wanted_bases
+from ctxextend.solving import wanted_bases
 
 #: How the Hub calls repositories of several files, which are called by the name in front of it.
 FOLDER: Final = "-GGUF"
@@ -87,7 +85,7 @@ def make_export_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
     )
     warnings = [*further, *(PlanWarning(code=note.code, message=note.message) for note in notes)]
     plan = assemble_gguf(contents, inspection, recipe, change, actions=(action,), warnings=warnings)
-    return msgspec.structs.replace(plan, out=_name(contents, recipe, change, outtypes))
+    return msgspec.structs.replace(plan, out=_name(contents, recipe, change, action))
 
 
 def plain_export(contents: Contents, inspection: Inspection) -> Exported:
@@ -292,7 +290,7 @@ def _over_plain(
     plain: Gguf, ropes: Mapping[str, tuple[RopeSpec | None, Scaling | None]], target: int
 ) -> dict[str, Scaling]:
     """Each group's scaling over the plain export's rope, or the change of base that changes nothing."""
-    specs = {group.label: group.spec for group in read_rope(plain).groups if group.spec is not None}
+    specs = read_rope(plain).specs
     found: dict[str, Scaling] = {}
     for label, (spec, scaling) in ropes.items():
         if spec is None:
@@ -311,10 +309,9 @@ def _written(
     if all(v.agrees for v in judge_gguf(plain, tables, target=target, required=GGUF_RUNTIMES)):
         return GgufEdits(), None
     rope = read_rope(plain)
-    specs = {group.label: group.spec for group in rope.groups if group.spec is not None}
     chosen = choose_gguf(
         plain,
-        encodings(plain, rope, specs, scalings, target=target),
+        encodings(plain, rope, rope.specs, scalings, target=target),
         tables,
         target=target,
         carriers=recipe.carrier,
@@ -342,8 +339,7 @@ def _with_original(plain: Gguf, edits: GgufEdits, inspection: Inspection) -> Ggu
 
 
 def _tables(plain: Gguf, scalings: Mapping[str, Scaling], target: int) -> dict[str, RopeTable]:
-    groups = (group for group in read_rope(plain).groups if group.spec is not None)
-    return {g.label: table(g.spec, scalings[g.label], length=target) for g in groups if g.spec is not None}
+    return {label: table(spec, scalings[label], length=target) for label, spec in read_rope(plain).specs.items()}
 
 
 def _base(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Gguf | None:
@@ -373,27 +369,14 @@ def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> tuple[Chan
     if not wanted:
         change, caution = lengths_only(plain, start, inspection, target)
         return change, (caution,)
-    factor = extension_factor(trained, target)
-    choose = gguf_chooser(start, read_rope(start), inspection, recipe, target)
-    solution, reasons = solve(recipe, wanted, target, factor, choose)
-    change = Change(
-        current=plain,
-        base=start,
-        wanted=solution.chosen.encoding.edits,
-        method=solution.method,
-        target=target,
-        tables=planned_tables(inspection, solution.scalings, target),
-        reasons=reasons,
-        solution=solution,
-        recorded=base is not None,
-    )
-    return change, ()
+    change = solved_change(plain, start, inspection, recipe, wanted, target)
+    return msgspec.structs.replace(change, recorded=base is not None), ()
 
 
-def _name(contents: Contents, recipe: Recipe, change: Change, outtypes: tuple[str, ...]) -> str:
+def _name(contents: Contents, recipe: Recipe, change: Change, action: Export) -> str:
     """A file, or of several the folder that holds them."""
     name = default_gguf_name(contents, change.method, change.target).removesuffix(".gguf")
     if _says_nothing(recipe):
+        outtypes = action.outtypes
         name = f"{contents.name}-{outtypes[0].upper()}" if len(outtypes) == 1 else f"{contents.name}{FOLDER}"
-    one = len(outtypes) == 1 and recipe.split_max_size is None
-    return f"{name}.gguf" if one else name
+    return f"{name}.gguf" if action.single else name

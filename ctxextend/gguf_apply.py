@@ -38,7 +38,7 @@ from ctxextend.errors import CheckpointError, DisagreementError, OutputError, Re
 from ctxextend.formats.gguf_keys import CONTEXT
 from ctxextend.formats.gguf_write import applied
 from ctxextend.gguf_encoding import judge_gguf
-from ctxextend.gguf_plan import gguf_of
+from ctxextend.gguf_inspection import gguf_of
 from ctxextend.gguf_record import KEY, PADDING, find_gguf_record, without_record
 from ctxextend.plan import Plan
 from ctxextend.scaling import Dynamic
@@ -108,7 +108,7 @@ def _check_space(contents: Contents, edits: GgufEdits, folder: Path, staging: Pa
     """Whether there is room; a file with another header is written, whatever is done with the others."""
     files = [file.path for file in contents.files]
     if mode in ("hardlink", "symlink"):
-        files, mode = [file for file in files if file in edits_by_file(contents, edits)], "auto"
+        files, mode = list(edits_by_file(contents, edits)), "auto"
     check_space([folder / file for file in files], staging, mode)
 
 

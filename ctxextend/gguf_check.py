@@ -13,7 +13,7 @@ import msgspec
 
 from ctxextend.comparison import compare
 from ctxextend.contents import Contents, Gguf
-from ctxextend.errors import CheckpointError, CtxextendError
+from ctxextend.errors import CtxextendError
 from ctxextend.faults import Fault, reach_of
 from ctxextend.findings import Advice, Check, Meant, assembled, judged
 from ctxextend.formats.gguf_keys import (
@@ -29,6 +29,7 @@ from ctxextend.formats.gguf_keys import (
 )
 from ctxextend.formats.gguf_write import GgufEncoding, encodings
 from ctxextend.gguf_encoding import choose_gguf
+from ctxextend.gguf_inspection import gguf_of
 from ctxextend.rope import RopeSpec
 from ctxextend.runtimes import gguf_readers_of
 from ctxextend.runtimes.llama_cpp import GGUF_READERS, LlamaCpp, unused_keys
@@ -40,7 +41,7 @@ _BOTH: Final = ("llama.cpp", "ollama")
 
 def meant_by_gguf(contents: Contents) -> Meant:
     """What a GGUF file's writer meant. Raises :class:`CheckpointError` for values that can't be."""
-    rope = read_rope(_gguf(contents))
+    rope = read_rope(gguf_of(contents))
     target = _length_meant(rope)
     tables = {g.label: table(g.spec, g.scaling, length=target) for g in rope.groups if g.spec is not None}
     return Meant(tables=tables, target=target, source="what the file's keys were written to mean")
@@ -53,7 +54,7 @@ def check_gguf(contents: Contents, *, required: Iterable[str], against: Meant | 
     that can't be read, :class:`RefusedError` for an architecture of which nothing is known,
     :class:`UsageError` for a version that isn't one.
     """
-    gguf = _gguf(contents)
+    gguf = gguf_of(contents)
     rope = read_rope(gguf)
     meant = against or meant_by_gguf(contents)
     wanted = gguf_readers_of(required)
@@ -96,12 +97,6 @@ def _served(contents: Contents, gguf: Gguf) -> str:
     folder, slash, name = contents.source.rpartition("/")
     first = gguf.file.rpartition("/")[2]
     return f"{folder}{slash}{first}" if name.endswith(".gguf") else contents.source
-
-
-def _gguf(contents: Contents) -> Gguf:
-    if contents.gguf is None:
-        raise CheckpointError("this is no GGUF file", code="no-gguf", file=contents.source, found=contents.storage)
-    return contents.gguf
 
 
 def _length_meant(rope: GgufRope) -> int:
@@ -232,7 +227,7 @@ def _better(gguf: Gguf, rope: GgufRope, meant: Meant, *, own: bool) -> str:
 
 def mending(gguf: Gguf, rope: GgufRope, meant: Meant) -> GgufEncoding | None:
     """The keys and tensors that say what is meant: in the file's own type of scaling, else as one factor a pair."""
-    specs = {group.label: group.spec for group in rope.groups if group.spec is not None}
+    specs = rope.specs
     own = {g.label: g.scaling or Rebase(rope_theta=g.spec.rope_theta) for g in rope.groups if g.spec is not None}
     for scalings in (own, _retempered(own, meant), _carriers(rope, specs, meant)):
         try:

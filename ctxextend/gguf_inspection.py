@@ -51,9 +51,7 @@ def inspect_gguf(
     Raises :class:`RefusedError` for an architecture that isn't known, :class:`CheckpointError` for values
     that can't be.
     """
-    gguf = contents.gguf
-    if gguf is None:
-        raise CheckpointError("this is no GGUF file", code="no-gguf", file=contents.source, found=contents.storage)
+    gguf = gguf_of(contents)
     record = find_gguf_record(gguf)
     if record is not None and base == "trained":
         raise _ours_as_base(gguf, record)
@@ -103,6 +101,13 @@ def inspect_gguf(
         rope=None,
         base=base,
     )
+
+
+def gguf_of(contents: Contents) -> Gguf:
+    """The header. Raises :class:`CheckpointError` where there is none."""
+    if contents.gguf is None:
+        raise CheckpointError("this is no GGUF file", code="no-gguf", file=contents.source, found=contents.storage)
+    return contents.gguf
 
 
 def _relatives(architecture: str, given: str | None) -> tuple[Family, ...]:

@@ -48,8 +48,7 @@ def outlook(family: str, rope: HfRope, *, target: int) -> Outlook:
         groups = groups_of_file(file.groups, rope)
         scalings = {label: _scaling(group, target) for label, group in groups.items()}
         own = {label: table(_spec(group), scalings[label], length=target) for label, group in groups.items()}
-        specs = {group.label: group.spec for group in file.groups if group.spec is not None}
-        candidates = encodings(gguf, file, specs, scalings, target=target)
+        candidates = encodings(gguf, file, file.specs, scalings, target=target)
         chosen = choose_gguf(gguf, candidates, own, target=target)
     except CtxextendError as error:
         return Outlook(reading=Reading(problem=error.message + (f": {error.found}" if error.found else "")))

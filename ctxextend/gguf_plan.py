@@ -13,10 +13,11 @@ from msgspec import UNSET, Struct, UnsetType
 from ctxextend.changes import Action, Carry, gguf_actions, gguf_sha256
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.encoding import PlanWarning, cautions, static_tables
-from ctxextend.errors import CheckpointError, UsageError
-from ctxextend.formats.gguf_keys import CONTEXT, FACTOR, TYPE, GgufRope, read_rope
+from ctxextend.errors import UsageError
+from ctxextend.formats.gguf_keys import CONTEXT, FACTOR, TYPE, read_rope
 from ctxextend.formats.gguf_write import applied, encodings
 from ctxextend.gguf_encoding import ChosenGguf, choose_gguf, judge_gguf
+from ctxextend.gguf_inspection import gguf_of
 from ctxextend.gguf_record import find_gguf_record, net_edits, recorded, without_record
 from ctxextend.inspection import Inspection
 from ctxextend.methods import extension_factor
@@ -88,11 +89,21 @@ def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -
     if not wanted:
         change, caution = lengths_only(gguf, base, inspection, target)
         return assemble_gguf(contents, inspection, recipe, change, warnings=(caution,))
-    factor = extension_factor(trained, target)
-    choose = gguf_chooser(base, read_rope(base), inspection, recipe, target)
-    solution, reasons = solve(recipe, wanted, target, factor, choose)
-    change = Change(
-        current=gguf,
+    change = solved_change(gguf, base, inspection, recipe, wanted, target)
+    return assemble_gguf(contents, inspection, recipe, change)
+
+
+def solved_change(
+    current: Gguf, base: Gguf, inspection: Inspection, recipe: Recipe, wanted: Mapping[str, Base], target: int
+) -> Change:
+    """What extends the layers ``wanted`` to ``target`` tokens, in a form that llama.cpp reads as planned.
+
+    Raises :class:`RefusedError` where there is none.
+    """
+    factor = extension_factor(inspection.trained_context, target)
+    solution, reasons = solve(recipe, wanted, target, factor, _chooser(base, inspection, recipe, target))
+    return Change(
+        current=current,
         base=base,
         wanted=solution.chosen.encoding.edits,
         method=solution.method,
@@ -101,26 +112,16 @@ def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -
         reasons=reasons,
         solution=solution,
     )
-    return assemble_gguf(contents, inspection, recipe, change)
 
 
-def gguf_of(contents: Contents) -> Gguf:
-    """The header. Raises :class:`CheckpointError` where there is none."""
-    if contents.gguf is None:
-        raise CheckpointError("this is no GGUF file", code="no-gguf", file=contents.source, found=contents.storage)
-    return contents.gguf
-
-
-def gguf_chooser(
-    base: Gguf, rope: GgufRope, inspection: Inspection, recipe: Recipe, target: int
-) -> Chooser[ChosenGguf]:
+def _chooser(base: Gguf, inspection: Inspection, recipe: Recipe, target: int) -> Chooser[ChosenGguf]:
     """Forms in a GGUF file whose header, before anything is done to it, is ``base``."""
-    specs = {group.label: group.spec for group in rope.groups if group.spec is not None}
+    rope = read_rope(base)
 
     def choose(_method: str, scalings: Mapping[str, Scaling]) -> ChosenGguf:
         return choose_gguf(
             base,
-            encodings(base, rope, specs, scalings, target=target),
+            encodings(base, rope, rope.specs, scalings, target=target),
             planned_tables(inspection, scalings, target),
             target=target,
             carriers=recipe.carrier,
@@ -222,7 +223,7 @@ def assemble_gguf(
         said += [*solution.warnings, *gguf_warnings(solution.chosen, solution.scalings)]
         said += warnings_about(inspection, target=target, fine_tune=recipe.fine_tune)
     said += [*_removals(base, change.wanted), *_unheard(recipe), *cautions(verdicts, max(target, trained), frozenset())]
-    written = {group.label: group.spec.rope_theta for group in read_rope(final).groups if group.spec is not None}
+    written = {label: spec.rope_theta for label, spec in read_rope(final).specs.items()}
     return Plan(
         version=VERSION,
         digest=digest,

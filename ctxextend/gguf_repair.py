@@ -13,8 +13,8 @@ from ctxextend.errors import RefusedError, UsageError
 from ctxextend.formats.gguf_keys import CONTEXT, FINETUNED, ORIGINAL, TYPE, GgufRope, read_rope
 from ctxextend.formats.gguf_write import applied
 from ctxextend.gguf_check import is_off, meant_by_gguf, mending
-from ctxextend.gguf_inspection import inspect_gguf
-from ctxextend.gguf_plan import Change, assemble_gguf, default_gguf_name, gguf_of
+from ctxextend.gguf_inspection import gguf_of, inspect_gguf
+from ctxextend.gguf_plan import Change, assemble_gguf, default_gguf_name
 from ctxextend.gguf_record import find_gguf_record
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe

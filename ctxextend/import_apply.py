@@ -30,7 +30,7 @@ from ctxextend.exports.reverse import Restored, restored_of
 from ctxextend.families import FAMILIES
 from ctxextend.formats.json_edit import edit_text
 from ctxextend.formats.rope_keys import LENGTH_SYNONYMS
-from ctxextend.gguf_plan import gguf_of
+from ctxextend.gguf_inspection import gguf_of
 from ctxextend.gguf_record import find_gguf_record, without_record
 from ctxextend.plan import Plan, edits_of, source_sha256
 from ctxextend.record import KEY, path_of

@@ -23,8 +23,7 @@ from ctxextend.formats.gguf_keys import read_rope as read_gguf_rope
 from ctxextend.formats.hf_read import read_rope
 from ctxextend.formats.hf_write import length_edits
 from ctxextend.formats.json_edit import apply_edits
-from ctxextend.gguf_inspection import recognised
-from ctxextend.gguf_plan import gguf_of
+from ctxextend.gguf_inspection import gguf_of, recognised
 from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
 from ctxextend.inspection import BaseChoice, Inspection, inspect
 from ctxextend.plan import Plan, assemble, default_name, make_plan, plain_plan, source_ref

@@ -260,11 +260,11 @@ def check_run(plan: Plan, opened: Opened, out: str | Path | None, *, options: Op
     single = False
     check_actions(plan, contents)
     if plan.to == "gguf" and contents.gguf is None:
-        from ctxextend.export_apply import check_export_options, export_action, is_one
+        from ctxextend.export_apply import check_export_options, export_action
 
         action = export_action(plan, contents)
         check_export_options(action, options)
-        single = is_one(action)
+        single = action.single
     else:
         for option, given in (("--quantizer", options.quantizer), ("--converter", options.converter)):
             if given is not None:

@@ -14,8 +14,8 @@ from ctxextend.changes import Carry, SetKey, changes_nothing, gguf_edits_of
 from ctxextend.contents import Contents, FileInfo, GgufEdits, GgufValue
 from ctxextend.errors import CheckpointError, RefusedError, UsageError
 from ctxextend.formats.gguf_write import applied
-from ctxextend.gguf_inspection import inspect_gguf
-from ctxextend.gguf_plan import gguf_of, make_gguf_plan
+from ctxextend.gguf_inspection import gguf_of, inspect_gguf
+from ctxextend.gguf_plan import make_gguf_plan
 from ctxextend.gguf_record import KEY, find_gguf_record, without_record
 from ctxextend.inspection import Inspection
 from ctxextend.plan import Plan

@@ -83,6 +83,11 @@ class GgufRope(Struct, frozen=True, kw_only=True):
     original_context_length: int | None
     notes: tuple[Note, ...] = ()
 
+    @property
+    def specs(self) -> dict[str, RopeSpec]:
+        """The plain rope of every group that has one, by label."""
+        return {group.label: group.spec for group in self.groups if group.spec is not None}
+
 
 class Keys(Struct, frozen=True):
     """A file's values by their names under the architecture's. Any numeric type counts as a number here."""

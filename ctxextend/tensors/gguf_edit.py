@@ -30,11 +30,9 @@ from ctxextend.formats.gguf_bytes import (
     offsets,
     padded,
 )
+from ctxextend.gguf_record import PADDING
 from ctxextend.tensors.copying import CHUNK_BYTES, copy_span
 from ctxextend.tensors.threads import Task, in_threads
-
-#: The key that fills a header up to where its data must start.
-PADDING: Final = "ctxextend.padding"
 
 #: How many tensors all files of a split checkpoint have together; llama.cpp counts (``llama-model-loader.cpp``).
 TENSOR_COUNT: Final = "split.tensors.count"

@@ -16,8 +16,9 @@ from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.checkpoint.gguf_header import read_header
 from ctxextend.contents import Gguf, GgufEdits, GgufValue
 from ctxextend.errors import OutputError
+from ctxextend.gguf_record import PADDING
 from ctxextend.tensors import copying
-from ctxextend.tensors.gguf_edit import PADDING, edits_by_file, write_edited
+from ctxextend.tensors.gguf_edit import edits_by_file, write_edited
 from tests.formats.test_gguf_bytes import values
 from tests.gguf_factory import encode, info, keys, pair, value, write_model
 from tests.reference.libllama import LoadError, logits, settings_of, weights_of

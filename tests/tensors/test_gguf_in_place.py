@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.contents import Gguf, GgufEdits, GgufValue
 from ctxextend.errors import CheckpointError, OutputError, RefusedError
+from ctxextend.gguf_record import PADDING
 from ctxextend.tensors import ranges
-from ctxextend.tensors.gguf_edit import PADDING
 from ctxextend.tensors.gguf_in_place import edit_in_place, recover
 from ctxextend.tensors.gguf_journal import journal_path
 from tests.gguf_factory import encode, info, keys, pair, write_model
