@@ -28,8 +28,10 @@ from ctxextend.runtimes.transformers import Transformers5
 from ctxextend.scaling import Dynamic, Linear, table
 
 
-def meant_by(contents: Contents, inspection: Inspection) -> Meant | None:
+def meant_by(contents: Contents, inspection: Inspection, *, length: int | None = None) -> Meant | None:
     """What a checkpoint's own config means: as current transformers reads it. None for a model without a rope.
+
+    ``length``: in tokens, where another than its own is asked about.
 
     A base that a scaling added by hand hides is part of the meaning, though transformers loses it.
     """
@@ -39,7 +41,7 @@ def meant_by(contents: Contents, inspection: Inspection) -> Meant | None:
     lost = lost_theta(contents.config, family)
     config = apply_edits(contents.config, () if lost is None else (lost,))
     rope = read_rope(config, family)
-    target = length_meant(inspection, rope)
+    target = length or length_meant(inspection, rope)
     tables, problem = tables_meant(config, family, rope, target)
     if not tables:
         return None

@@ -43,6 +43,7 @@ __all__ = [
     "open_source",
     "plan_source",
     "repair_source",
+    "rope_meant",
     "run_in_place",
     "run_plan",
 ]
@@ -191,6 +192,23 @@ def meaning_of(named: str, *, token: str | None = None, cache_dir: Path | None =
             found=str(inspection.model_type),
         )
     return msgspec.structs.replace(meant, source=f"{meant.source} of {named}")
+
+
+def rope_meant(opened: Opened, inspection: Inspection, *, length: int) -> Meant | None:
+    """The rope that a checkpoint is meant to have at ``length`` tokens; None for a model without one.
+
+    Of an output of ours whose table is the same at every length, what its plan says.
+    """
+    contents = opened.contents
+    if contents.gguf is not None:
+        return meant_by_gguf(contents)
+    meant = meant_by(contents, inspection, length=length)
+    plan = _own_plan(contents, inspection)
+    if meant is None or plan is None:
+        return meant
+    planned = meant_by_plan(plan, source="its plan")
+    follows = planned.dynamic or any(found.switches for found in planned.tables.values())
+    return meant if follows else planned
 
 
 def repair_source(

@@ -66,7 +66,7 @@ IMPURE = {
     "time",
     "urllib",
 }
-HEAVY = ("torch", "transformers", "numpy", "gguf", "safetensors", "huggingface_hub", "rich")
+HEAVY = ("torch", "transformers", "numpy", "gguf", "safetensors", "huggingface_hub", "rich", "matplotlib")
 LONGEST = 650
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -7,10 +7,13 @@ from typing import Annotated, Final
 import typer
 
 from ctxextend.cli.check import check
+from ctxextend.cli.compare import compare
 from ctxextend.cli.convert import convert
+from ctxextend.cli.eval import evaluate
 from ctxextend.cli.inspect import inspect
 from ctxextend.cli.listings import families, methods, runtimes
 from ctxextend.cli.plan import plan
+from ctxextend.cli.smoke import smoke
 from ctxextend.version import VERSION
 
 app = typer.Typer(
@@ -26,12 +29,15 @@ _COMMANDS: Final = (
     (plan, "What an extension changes, and why."),
     (convert, "Extend a checkpoint's context."),
     (check, "What every runtime will make of a checkpoint."),
+    (smoke, "Run a checkpoint at its new length."),
+    (evaluate, "How good a model is along its context."),
+    (compare, "Which method to ship, by measurement."),
     (methods, "The methods and their parameters."),
     (families, "The model families that are known."),
     (runtimes, "The runtimes whose reading is known."),
 )
 for command, summary in _COMMANDS:
-    app.command(short_help=summary)(command)
+    app.command("eval" if command is evaluate else None, short_help=summary)(command)
 
 
 def _version(asked: bool) -> None:

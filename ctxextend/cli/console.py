@@ -6,11 +6,12 @@ Rich is loaded when something is drawn, not before: it costs a third of a second
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -34,7 +35,7 @@ class Console:
 
     def document(self, value: Any) -> None:
         """One JSON document on stdout. In ASCII: a file name needn't be text that stdout can write."""
-        sys.stdout.write(json.dumps(msgspec.to_builtins(value), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_finite(msgspec.to_builtins(value)), indent=2, allow_nan=False) + "\n")
 
     def line(self, text: str = "") -> None:
         """A line of data on stdout."""
@@ -42,14 +43,22 @@ class Console:
 
     def draw(self, *parts: RenderableType) -> None:
         """Something drawn by Rich, on stdout; plain text where that is no terminal."""
-        console = self._rich(sys.stdout)
+        self._draw(sys.stdout, parts)
+
+    def draw_note(self, *parts: RenderableType) -> None:
+        """Something drawn by Rich, on stderr, unless quiet."""
+        if not self.quiet:
+            self._draw(sys.stderr, parts)
+
+    def _draw(self, stream: TextIO, parts: Iterable[RenderableType]) -> None:
+        console = self._rich(stream)
         if console.is_terminal:
             console.print(*parts, sep="\n")
             return
         with console.capture() as drawn:
             console.print(*parts, sep="\n")
         # Rich fills its tables with blanks, which would be noise in a file.
-        sys.stdout.write("".join(line.rstrip() + "\n" for line in drawn.get().splitlines()))
+        stream.write("".join(line.rstrip() + "\n" for line in drawn.get().splitlines()))
 
     def note(self, text: str) -> None:
         """Something worth knowing, on stderr, unless quiet."""
@@ -65,6 +74,11 @@ class Console:
         """Something only ``-v`` shows."""
         if self.verbose:
             sys.stderr.write(text + "\n")
+
+    def step(self, text: str) -> None:
+        """What is done next, on stderr, while somebody waits or a log is kept; not in JSON."""
+        if not self.as_json:
+            self.note(f"{text} ...")
 
     def warnings(self, warnings: Iterable[PlanWarning]) -> None:
         """The plan's warnings, on stderr; in JSON they are part of the document."""
@@ -88,12 +102,38 @@ class Console:
             task = bar.add_task("copying", total=total_bytes)
             yield lambda name, done: bar.update(task, advance=done, description=name[-40:])
 
+    @contextmanager
+    def counting(self, total: int) -> Iterator[Progress]:
+        """A bar for long measurements, with the time that is left, on a terminal only. Counts tokens."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield lambda _name, _done: None
+            return
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._rich(sys.stderr), transient=True) as bar:
+            task = bar.add_task("measuring", total=total)
+            yield lambda name, done: bar.update(task, advance=done, description=name[-40:])
+
     def _rich(self, stream: Any) -> RichConsole:
         from rich.console import Console as RichConsole
 
         plain = bool(os.environ.get("NO_COLOR"))
         width = None if stream.isatty() else 110
         return RichConsole(file=stream, no_color=plain, highlight=False, width=width, soft_wrap=False)
+
+
+def _finite(value: Any) -> Any:
+    """A document's value with null for numbers that JSON hasn't got: what is beyond counting, and what is none."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_finite(part) for part in value]
+        case _:
+            return value
 
 
 def show_error(error: CtxextendError, *, as_json: bool) -> None:

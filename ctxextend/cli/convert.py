@@ -11,6 +11,7 @@ import typer
 from ctxextend.apply import OVERRIDES, Manifest, Options, check_actions, plan_from
 from ctxextend.changes import size_bytes
 from ctxextend.checkpoint.directory import read_json
+from ctxextend.checkpoint.gguf_file import first_shard
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
@@ -64,6 +65,9 @@ def convert(
         bool, typer.Option("--in-place", help="Change a GGUF file where it lies, without rewriting its weights.")
     ] = False,
     checksums: Annotated[bool, typer.Option("--checksums", help="Hash every file, not the headers alone.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Then run the result at its length; kept, with exit 4, where that fails.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its diff; write nothing.")] = False,
     force: o.ForceOpt = False,
     allow: o.AllowOpt = None,
@@ -109,6 +113,8 @@ def convert(
     if dry_run:
         show_plan(console, plan, opened)
         return
+    if smoke:
+        _require_runnable(config_only=config_only)
     if in_place:
         _refuse_beside_in_place(
             out=out,
@@ -120,7 +126,7 @@ def convert(
             converter=converter,
         )
         console.warnings(plan.warnings)
-        show_result(console, *run_in_place(plan, opened))
+        _finish(console, *run_in_place(plan, opened), smoke=smoke)
         return
     options = Options(
         link_mode=link_mode,
@@ -134,7 +140,50 @@ def convert(
     console.warnings(plan.warnings)
     with console.progress(size_bytes(plan.actions)) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
-    show_result(console, path, manifest)
+    _finish(console, path, manifest, smoke=smoke)
+
+
+def _require_runnable(*, config_only: bool) -> None:
+    """Before anything is written. Raises :class:`UsageError` for what can't be run afterwards."""
+    if config_only:
+        raise UsageError(
+            "--config-only writes no weights that could be run",
+            code="bad-option",
+            key="--smoke",
+            hint="leave one of them away",
+        )
+    from ctxextend.lab.engines import require_modules
+
+    require_modules("torch", "transformers")
+
+
+def _finish(console: Console, path: Path, manifest: Manifest, *, smoke: bool) -> None:
+    """Show what was written; with ``smoke``, run it first, and end with 4 where that fails."""
+    if not smoke:
+        show_result(console, path, manifest)
+        return
+    from ctxextend.cli.smoke import end_with
+    from ctxextend.cli.smoke_page import smoke_page
+    from ctxextend.lab.verbs import smoke_source
+
+    reports = [smoke_source(open_source(str(output)), say=console.step) for output in _outputs(path)]
+    if console.as_json:
+        console.document({**msgspec.to_builtins(manifest), "smoke": msgspec.to_builtins(reports)})
+    else:
+        show_result(console, path, manifest)
+        for report in reports:
+            # What convert prints is the output's path alone.
+            console.draw_note(smoke_page(report))
+    for report in reports:
+        end_with(report, as_json=console.as_json)
+
+
+def _outputs(path: Path) -> list[Path]:
+    """The checkpoints that a conversion has written: a folder of safetensors, or each GGUF file by its first part."""
+    if path.is_file() or (path / "config.json").exists():
+        return [path]
+    files = sorted(path.glob("*.gguf"))
+    return [file for file in files if first_shard(file.name) == file.name]
 
 
 def _refuse_beside_in_place(**given: object) -> None:

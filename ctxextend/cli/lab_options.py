@@ -1,0 +1,265 @@
+"""The options of the commands that run a model, spelled and explained once."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self
+
+import typer
+
+from ctxextend.apply import Progress
+from ctxextend.cli.console import Console
+from ctxextend.cli.options import settings_of
+from ctxextend.errors import MissingExtraError, UnknownNameError, UsageError
+from ctxextend.lab.names import TASKS, EngineName, Task
+from ctxextend.lengths import parse_tokens
+
+if TYPE_CHECKING:
+    from ctxextend.lab.engines import Choice
+    from ctxextend.lab.results import Comparison, Evaluation, Settings
+    from ctxextend.lab.verbs import Laid
+
+EngineOpt = Annotated[
+    EngineName,
+    typer.Option("--engine", help="What runs the model; auto: llama.cpp for GGUF, else transformers."),
+]
+EndpointOpt = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="URL",
+        help="An OpenAI-compatible server that runs the model already (vLLM, SGLang, llama-server).",
+        show_default=False,
+    ),
+]
+ServedOpt = Annotated[
+    Optional[str],
+    typer.Option(
+        "--served-name", help="The model's name there; the first that it serves otherwise.", show_default=False
+    ),
+]
+KeyOpt = Annotated[
+    Optional[str],
+    typer.Option("--api-key", envvar="OPENAI_API_KEY", help="The server's key.", show_default=False, show_envvar=True),
+]
+TokenizerOpt = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--tokenizer",
+        help="A tokenizer.json, for a server that can't tokenise; the source's own otherwise.",
+        show_default=False,
+    ),
+]
+DeviceOpt = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda or cuda:1; others are passed on, and weren't tested.")
+]
+DtypeOpt = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option("--dtype", help="auto: the checkpoint's own on a GPU, float32 on a CPU."),
+]
+RemoteOpt = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that the checkpoint brings along.")
+]
+TextOpt = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="What is read: text, .jsonl, .gz, .xz or a folder; emma and persuasion come with ctxextend.",
+        show_default=False,
+    ),
+]
+ReportOpt = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        help="Write a page, charts and numbers there; a run that was cut short goes on from them.",
+        show_default=False,
+    ),
+]
+WindowsOpt = Annotated[int, typer.Option("--windows", min=1, help="At most so many windows of a text at a length.")]
+SamplesOpt = Annotated[int, typer.Option("--samples", min=1, help="Prompts for each length and depth.")]
+DepthsOpt = Annotated[str, typer.Option("--depths", help="Where keys are planted: 0 the beginning, 1 the end.")]
+NeedlesOpt = Annotated[int, typer.Option("--needles", min=1, help="Facts in each prompt of the needles task.")]
+StrideOpt = Annotated[int, typer.Option("--stride", min=1, help="Tokens a step of the sliding task.")]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Decides keys, names and their places.")]
+ShortOpt = Annotated[
+    Optional[str],
+    typer.Option(
+        "--short-lengths",
+        metavar="LIST",
+        help="Where the model is held against its original; a quarter of the trained length, and it.",
+        show_default=False,
+    ),
+]
+
+
+class Watch:
+    """What a person sees of a long measurement: its cost before, a bar while it runs."""
+
+    def __init__(self, console: Console, *, dry_run: bool) -> None:
+        self._console = console
+        self._dry_run = dry_run
+        self._stack = ExitStack()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def before(self, laid: Laid) -> bool:
+        """Show what will be done; whether to go on."""
+        if self._dry_run:
+            if self._console.as_json:
+                self._console.document(laid)
+            else:
+                self._console.line(_cost(laid))
+            return False
+        if not self._console.as_json:
+            self._console.note(_cost(laid))
+        self._bar = self._stack.enter_context(self._console.counting(laid.tokens))
+        return True
+
+    def progress(self, name: str, tokens: int) -> None:
+        """Something was measured."""
+        if self._bar is not None:
+            self._bar(name, tokens)
+
+
+def _cost(laid: Laid) -> str:
+    kept = f", {laid.kept} of them kept from an earlier run" if laid.kept else ""
+    work = "" if laid.flops is None else f", about {laid.flops / 1e12:.3g} TFLOP"
+    return f"{laid.cells} measurements{kept}: {laid.tokens} tokens to read{work}"
+
+
+def require_charts(folder: Path | None) -> None:
+    """Raises :class:`MissingExtraError` where a report is wanted and can't be drawn, before hours of measuring."""
+    if folder is not None and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "lab")
+
+
+def write(console: Console, folder: Path | None, document: Evaluation | Comparison) -> None:
+    """The report, where one is wanted."""
+    if folder is None:
+        return
+    from ctxextend.lab.report import write_report
+
+    paths = write_report(folder, document)
+    console.note(f"the report: {next((path for path in paths if path.suffix == '.html'), folder)}")
+
+
+def choice_of(
+    *,
+    engine: EngineName,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    endpoint: str | None = None,
+    served_name: str | None = None,
+    api_key: str | None = None,
+    tokenizer: Path | None = None,
+) -> Choice:
+    """The engine that the flags name. Raises :class:`UsageError` for a server's options without a server."""
+    for option, given in (("--served-name", served_name), ("--tokenizer", tokenizer)):
+        if endpoint is None and given is not None:
+            raise UsageError(f"{option} goes with --endpoint", code="bad-option", key=option, hint="add --endpoint URL")
+    from ctxextend.lab.engines import Choice
+
+    return Choice(
+        engine=engine,
+        endpoint=endpoint,
+        served_name=served_name,
+        api_key=api_key,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def lengths_of(listed: str | None, *, option: str) -> tuple[int, ...]:
+    """The lengths of a comma-separated list, shortest first; none for nothing. Raises :class:`UsageError`."""
+    if listed is None:
+        return ()
+    return tuple(sorted({parse_tokens(part, option=option) for part in listed.split(",") if part.strip()}))
+
+
+def tasks_of(listed: str) -> tuple[Task, ...]:
+    """The tasks of a comma-separated list, in the order they are run. Raises :class:`UnknownNameError`."""
+    names = [part.strip() for part in listed.split(",") if part.strip()]
+    for name in names:
+        if name not in TASKS:
+            raise UnknownNameError("task", name, TASKS)
+    if not names:
+        raise UsageError("no task is named", code="bad-option", key="--tasks", expected=", ".join(TASKS))
+    return tuple(task for task in TASKS if task in names)
+
+
+def depths_of(listed: str) -> tuple[float, ...]:
+    """The depths of a comma-separated list. Raises :class:`UsageError` for one outside 0 to 1."""
+    depths = []
+    for part in listed.split(","):
+        try:
+            depth = float(part)
+        except ValueError:
+            depth = math.nan
+        if not 0.0 <= depth <= 1.0:
+            raise UsageError(
+                "--depths can't be read",
+                code="bad-number",
+                key="--depths",
+                expected="numbers from 0 to 1, such as 0.1,0.5,0.9",
+                found=repr(part),
+            )
+        depths.append(depth)
+    return tuple(sorted(set(depths)))
+
+
+def settings_from(
+    *,
+    tasks: str,
+    lengths: str | None,
+    short_lengths: str | None,
+    windows: int,
+    samples: int,
+    depths: str,
+    needles: int = 4,
+    stride: int = 256,
+    seed: int,
+) -> Settings:
+    """What is to be measured, as the flags say."""
+    from ctxextend.lab.results import Settings
+
+    return Settings(
+        tasks=tasks_of(tasks),
+        lengths=lengths_of(lengths, option="--lengths"),
+        short_lengths=lengths_of(short_lengths, option="--short-lengths"),
+        windows=windows,
+        stride=stride,
+        depths=depths_of(depths),
+        samples=samples,
+        needles=needles,
+        seed=seed,
+    )
+
+
+def methods_of(listed: str) -> tuple[tuple[str, str, Mapping[str, Any]], ...]:
+    """``ntk:headroom=1.25,yarn``: (as it was typed, method, parameters) of each. Raises :class:`UsageError`."""
+    found: dict[str, tuple[str, str, Mapping[str, Any]]] = {}
+    for part in listed.split(","):
+        label = part.strip()
+        if not label:
+            continue
+        name, *parameters = label.split(":")
+        found[label] = (label, name, settings_of(parameters))
+    if not found:
+        raise UsageError(
+            "no method is named", code="bad-option", key="--methods", expected="such as yarn,ntk,linear", found=listed
+        )
+    return tuple(found.values())

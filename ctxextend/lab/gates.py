@@ -1,0 +1,92 @@
+"""The figures that bounds are held to: of each kind the worst that was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+from msgspec import Struct
+
+from ctxextend.lab.names import BOUNDS
+from ctxextend.lab.results import Curve, Gate, Rate, Short
+from ctxextend.lengths import show_tokens
+
+#: Figure and where it was measured.
+Figure = tuple[float, str]
+
+
+class Measured(Struct, frozen=True, kw_only=True):
+    """What gates are held to."""
+
+    curves: Sequence[Curve]
+    rates: Sequence[Rate]
+    short: Sequence[Short]
+
+
+def _ratio(measured: Measured) -> Figure | None:
+    found = [(c.ratio, f"at {show_tokens(c.length)}") for c in measured.curves if c.ratio is not None]
+    return max(found, default=None)
+
+
+def _rate(kind: str) -> Callable[[Measured], Figure | None]:
+    def worst(measured: Measured) -> Figure | None:
+        found = [
+            (r.rate, f"at {show_tokens(r.length)}, {r.found} of {r.asked}")
+            for r in measured.rates
+            if r.kind == kind and r.depth is None
+        ]
+        return min(found, default=None)
+
+    return worst
+
+
+def _regression(measured: Measured) -> Figure | None:
+    return max(((s.regression, f"at {show_tokens(s.length)}") for s in measured.short), default=None)
+
+
+def _kl(measured: Measured) -> Figure | None:
+    return max(((s.kl, f"at {show_tokens(s.length)}") for s in measured.short), default=None)
+
+
+def _same_top(measured: Measured) -> Figure | None:
+    return min(((s.same_top, f"at {show_tokens(s.length)}") for s in measured.short), default=None)
+
+
+#: The worst figure there is for each bound.
+_WORST: Final[Mapping[str, Callable[[Measured], Figure | None]]] = MappingProxyType(
+    {
+        "perplexity-ratio": _ratio,
+        "passkey": _rate("passkey"),
+        "needles": _rate("needles"),
+        "short-regression": _regression,
+        "kl": _kl,
+        "same-top": _same_top,
+    }
+)
+
+
+def held(measured: Measured, bounds: Mapping[str, float]) -> tuple[Gate, ...]:
+    """Each bound with its figure. One that nothing was measured for is missed: it was asked for."""
+    return tuple(_held(measured, bounds))
+
+
+def with_defaults(measured: Measured, bounds: Mapping[str, float]) -> dict[str, float]:
+    """The bounds that were named, and the default of every other gate that something was measured for."""
+    found = {name: bound.default for name, bound in BOUNDS.items() if _WORST[name](measured) is not None}
+    return {**found, **bounds}
+
+
+def _held(measured: Measured, bounds: Mapping[str, float]) -> Iterator[Gate]:
+    for name, bound in bounds.items():
+        figure = _WORST[name](measured)
+        if figure is None:
+            yield Gate(name=name, bound=bound, measured=None, ok=False, where="nothing was measured for it")
+            continue
+        value, where = figure
+        yield Gate(name=name, bound=bound, measured=value, ok=_keeps(value, bound, most=BOUNDS[name].most), where=where)
+
+
+def _keeps(value: float, bound: float, *, most: bool) -> bool:
+    """Whether a figure keeps its bound; one that is no number doesn't."""
+    return value <= bound if most else value >= bound

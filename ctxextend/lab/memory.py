@@ -1,0 +1,201 @@
+"""What reading a text of some length needs, worked out before a weight is loaded.
+
+Weights and cache are exact; activations are bounded by how many tokens are read at once, which is chosen
+here so that no mask, no scores and no logits of a chunk grow past a budget. Sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from ctxextend.errors import RefusedError
+from ctxextend.formats.hf_layers import whole_number
+from ctxextend.formats.hf_read import text_config
+from ctxextend.inspection import Inspection
+from ctxextend.lengths import show_bytes, show_tokens
+
+#: What masks, logits or the widest activations of one chunk may each take.
+CHUNK_BYTES: Final = 256 << 20
+SHORTEST_CHUNK: Final = 64
+LONGEST_CHUNK: Final = 2048
+#: On the CPU, whose kernels work through what a mask hides too: of a chunk's own triangle, half.
+LONGEST_CPU_CHUNK: Final = 512
+
+#: What Python, torch and its libraries take before a model is there, by measurement on Linux.
+LIBRARIES_BYTES: Final = 512 << 20
+
+
+class Widths(Struct, frozen=True, kw_only=True):
+    """The sizes of a model that decide how large a chunk's intermediate results are.
+
+    ``expanded``: numbers a token that a layer makes of its cache to attend to it (latent attention); 0 where it
+    reads the cache itself. ``row_bytes``: a query and key pair's mask and scores.
+    """
+
+    feed_forward: int
+    vocabulary: int
+    expanded: int
+    row_bytes: int
+
+
+class Need(Struct, frozen=True, kw_only=True):
+    """What a text of ``length`` tokens takes. ``activations`` holds for a chunk at the end of the text."""
+
+    length: int
+    weights: int
+    kv_cache: int
+    activations: int
+    libraries: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.libraries
+
+
+def chunk_tokens(length: int, widths: Widths, *, answers: bool, on_cpu: bool = False) -> int:
+    """How many tokens of a text of ``length`` are read at once; ``answers``: with logits for each of them."""
+    row = max(widths.row_bytes * length, 12 * widths.feed_forward)
+    if answers:
+        # The model's own logits, those in float32, and what is made of them.
+        row = max(row, 12 * widths.vocabulary)
+    most = min(LONGEST_CHUNK, LONGEST_CPU_CHUNK) if on_cpu else LONGEST_CHUNK
+    return max(SHORTEST_CHUNK, min(most, CHUNK_BYTES // row // 64 * 64))
+
+
+def estimate(inspection: Inspection, *, length: int, dtype_bytes: int | None = None, masked: bool = True) -> Need:
+    """What reading ``length`` tokens takes with weights of ``dtype_bytes`` a number (None: as they are stored).
+
+    ``masked``: attention is given masks, as it is on the CPU and isn't on CUDA.
+    """
+    weights = inspection.weight_bytes
+    if dtype_bytes is not None and inspection.parameters is not None and inspection.quantisation is None:
+        weights = inspection.parameters * dtype_bytes
+    number = dtype_bytes or 2
+    kept = inspection.kv_cache.size_bytes(length, bits=8 * number) if inspection.kv_cache is not None else 0
+    widths = widths_of(inspection, masked=masked)
+    activations = 3 * CHUNK_BYTES
+    if widths is not None:
+        chunk = chunk_tokens(length, widths, answers=True, on_cpu=masked)
+        activations = chunk * (widths.row_bytes * length + 12 * (widths.feed_forward + widths.vocabulary))
+        activations += widths.expanded * length * number
+    return Need(length=length, weights=weights, kv_cache=kept, activations=activations, libraries=LIBRARIES_BYTES)
+
+
+def widths_of(inspection: Inspection, *, masked: bool) -> Widths | None:
+    """The widths by config.json; None where a number is missing (a GGUF file has none)."""
+    if not inspection.config:
+        return None
+    family = inspection.family
+    _path, text = text_config(inspection.config, family)
+    hidden = whole_number(text, "hidden_size") or whole_number(text, "n_embd")
+    heads = whole_number(text, "num_attention_heads") or whole_number(text, "n_head") or family.num_attention_heads
+    vocabulary = whole_number(text, "vocab_size") or whole_number(inspection.config, "vocab_size")
+    if hidden is None or heads is None or vocabulary is None:
+        return None
+    expanded = 0
+    if family.kv_cache == "latent":
+        parts = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        expanded = heads * sum(whole_number(text, key) or 0 for key in parts)
+    return Widths(
+        feed_forward=whole_number(text, "intermediate_size") or whole_number(text, "ffn_dim") or 4 * hidden,
+        vocabulary=vocabulary,
+        expanded=expanded,
+        row_bytes=5 if masked else 0,
+    )
+
+
+def longest(inspection: Inspection, memory: int, *, dtype_bytes: int | None = None, masked: bool = True) -> int:
+    """The longest text in tokens that ``memory`` bytes hold, down to a multiple of 1024 past that; 0 for none."""
+
+    def fits(length: int) -> bool:
+        return estimate(inspection, length=length, dtype_bytes=dtype_bytes, masked=masked).total <= memory
+
+    low, high = 0, 1
+    while fits(high) and high < 1 << 30:
+        low, high = high, high * 2
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low if low < 1024 else low // 1024 * 1024
+
+
+def require(
+    inspection: Inspection, *, length: int, memory: int | None, dtype_bytes: int | None = None, masked: bool = True
+) -> Need:
+    """The need, where ``memory`` bytes hold it (None: nobody knows). Raises :class:`RefusedError` with the numbers."""
+    need = estimate(inspection, length=length, dtype_bytes=dtype_bytes, masked=masked)
+    if memory is None or need.total <= memory:
+        return need
+    fitting = longest(inspection, memory, dtype_bytes=dtype_bytes, masked=masked)
+    parts = (
+        f"{show_bytes(need.weights)} weights, {show_bytes(need.kv_cache)} KV cache, "
+        f"{show_bytes(need.activations)} activations, {show_bytes(need.libraries)} libraries"
+    )
+    if fitting:
+        hint = f"--length {fitting} is the longest that fits"
+    else:
+        hint = "the weights alone don't fit: --dtype bfloat16, another --device, or --engine llama.cpp with a GGUF"
+    raise RefusedError(
+        f"not enough memory for {show_tokens(length)} tokens",
+        code="not-enough-memory",
+        expected=f"{show_bytes(need.total)} ({parts})",
+        found=f"{show_bytes(memory)} free",
+        hint=hint,
+    )
+
+
+def available(device: str) -> int | None:
+    """What is free on a device (``cpu``, or ``cuda`` with every card that is seen); None where nothing tells."""
+    if device.startswith("cuda"):
+        import torch
+
+        index = torch.device(device).index
+        cards = range(torch.cuda.device_count()) if index is None else (index,)
+        return sum(torch.cuda.mem_get_info(card)[0] for card in cards)
+    return host_available() if device == "cpu" else None
+
+
+def host_available(root: Path = Path("/")) -> int | None:
+    """What Linux says can still be had without swapping, or what the container has left, if that is less."""
+    found = [size for size in (_meminfo(root / "proc/meminfo"), *_cgroups(root / "sys/fs/cgroup")) if size is not None]
+    return min(found, default=None)
+
+
+def _meminfo(file: Path) -> int | None:
+    for line in _read(file).splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[:1]:
+            return int(value.split()[0]) << 10
+    return None
+
+
+def _cgroups(folder: Path) -> tuple[int | None, ...]:
+    """What is left below the limit of version 2 and of version 1; pages that only cache files can be had back."""
+    return (
+        _left(folder / "memory.max", folder / "memory.current", folder / "memory.stat", "inactive_file"),
+        _left(
+            folder / "memory/memory.limit_in_bytes",
+            folder / "memory/memory.usage_in_bytes",
+            folder / "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    )
+
+
+def _left(limit: Path, used: Path, stat: Path, cached: str) -> int | None:
+    most, now = _read(limit).strip(), _read(used).strip()
+    if not (most.isdecimal() and now.isdecimal()):
+        return None
+    given = dict(line.split(maxsplit=1) for line in _read(stat).splitlines() if " " in line)
+    back = given.get(cached, "0").strip()
+    return max(0, int(most) - int(now) + (int(back) if back.isdecimal() else 0))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
