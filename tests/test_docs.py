@@ -13,7 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/guides/first-conversion.md", "docs/guides/check.md", "docs/guides/gguf.md")
+PAGES = (
+    "README.md",
+    "docs/guides/first-conversion.md",
+    "docs/guides/check.md",
+    "docs/guides/gguf.md",
+    "docs/guides/evidence.md",
+)
 OTHER_PAGES = ("docs/index.md", "docs/concepts.md", "docs/decisions.md", "docs/evidence.md", "CHANGELOG.md")
 
 #: Shown commands that set up or call everything else: CI runs the first two, set-up does the installing.
@@ -34,6 +40,7 @@ def console_commands(page: str) -> Iterator[tuple[str, int]]:
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "demo" / "checkpoint", tmp_path / "demo" / "checkpoint")
+    shutil.copy(ROOT / "demo" / "heldout.txt", tmp_path / "demo")
     (tmp_path / "build").mkdir()
     return tmp_path
 

@@ -8,8 +8,7 @@ import typer
 
 from ctxextend.cli import lab_options as lab
 from ctxextend.cli import options as o
-from ctxextend.cli.console import Console
-from ctxextend.errors import UsageError
+from ctxextend.errors import UnknownNameError
 from ctxextend.lab.names import TASKS, UNTOUCHED
 from ctxextend.lengths import parse_tokens
 from ctxextend.pipeline import open_source
@@ -60,15 +59,12 @@ def compare(
     """
     from ctxextend.lab.comparing import Wish
     from ctxextend.lab.verbs import Run, compare_source
-    from ctxextend.methods import find_method
 
     wanted = lab.methods_of(methods)
     for _label, name, _options in wanted:
         if name not in (UNTOUCHED, "auto"):
-            find_method(name)
+            _require_method(name)
     targets = lab.lengths_of(lengths, option="--lengths")
-    if not targets:
-        raise UsageError("no length is named", code="bad-option", key="--lengths", expected="such as 16k,32k")
     settings = lab.settings_from(
         tasks=tasks,
         lengths=None,
@@ -80,7 +76,7 @@ def compare(
     )
     lab.require_charts(report)
     opened = open_source(o.source_of(source, revision, token, cache_dir))
-    console = Console(as_json=as_json, quiet=quiet)
+    console = lab.console_of(as_json=as_json, quiet=quiet)
     recipe = Recipe(
         base=base,
         family=family,
@@ -89,32 +85,44 @@ def compare(
         if original_context is None
         else parse_tokens(original_context, option="--original-context"),
     )
-    with lab.Watch(console, dry_run=dry_run) as watch:
-        found = compare_source(
-            opened,
-            [
-                Wish(label=label, method=name, options=options, target=target)
-                for target in targets
-                for label, name, options in wanted
-            ],
-            settings,
-            recipe=recipe,
-            choice=lab.choice_of(engine="auto", device=device, dtype=dtype, trust_remote_code=trust_remote_code),
-            texts=text or (),
-            how=Run(
-                folder=None if dry_run else report,
-                anew=force,
-                say=console.step,
-                before=watch.before,
-                progress=watch.progress,
-            ),
-        )
-    if found is None:
-        return
-    if as_json:
-        console.document(found)
-    else:
-        from ctxextend.cli.evidence_pages import comparison_page
+    with lab.resumable(None if dry_run else report):
+        with lab.Watch(console, dry_run=dry_run) as watch:
+            found = compare_source(
+                opened,
+                [
+                    Wish(label=label, method=name, options=options, target=target)
+                    for target in targets
+                    for label, name, options in wanted
+                ],
+                settings,
+                recipe=recipe,
+                choice=lab.choice_of(engine="auto", device=device, dtype=dtype, trust_remote_code=trust_remote_code),
+                texts=text or (),
+                how=Run(
+                    folder=report,
+                    anew=force,
+                    dry=dry_run,
+                    say=console.step,
+                    before=watch.before,
+                    progress=watch.progress,
+                ),
+            )
+        if found is None:
+            return
+        if as_json:
+            console.document(lab.plain(found))
+        else:
+            from ctxextend.cli.evidence_pages import comparison_page
 
-        console.draw(comparison_page(found))
-    lab.write(console, report, found)
+            console.draw(comparison_page(found))
+        lab.write(console, report, found)
+
+
+def _require_method(name: str) -> None:
+    """Raises :class:`UnknownNameError` with all that can be compared, the model as it is included."""
+    from ctxextend.methods import METHODS, find_method, third_party_methods
+
+    known = {*METHODS, *third_party_methods()}
+    if name not in known:
+        raise UnknownNameError("method", name, [*known, "auto", UNTOUCHED])
+    find_method(name)

@@ -25,21 +25,32 @@ if TYPE_CHECKING:
     from ctxextend.encoding import PlanWarning
 
 
-class Console:
-    """One invocation's output: as JSON or for people, and how much of it."""
+INTERRUPTED = 130
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+
+class Console:
+    """One invocation's output: as JSON or for people, and how much of it; nothing at all where it is ``mute``."""
+
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, mute: bool = False
+    ) -> None:
         self.as_json = as_json
-        self.quiet = quiet
-        self.verbose = verbose
+        self.quiet = quiet or mute
+        self.verbose = verbose and not mute
+        self._mute = mute
 
     def document(self, value: Any) -> None:
         """One JSON document on stdout. In ASCII: a file name needn't be text that stdout can write."""
-        sys.stdout.write(json.dumps(_finite(msgspec.to_builtins(value)), indent=2, allow_nan=False) + "\n")
+        self._write(json.dumps(_finite(msgspec.to_builtins(value)), indent=2, allow_nan=False) + "\n")
 
     def line(self, text: str = "") -> None:
         """A line of data on stdout."""
-        sys.stdout.write(text + "\n")
+        self._write(text + "\n")
+
+    def failure(self, error: CtxextendError) -> None:
+        """Why the command ends as it does, beside its document: in JSON the document has told already."""
+        if not (self.as_json or self._mute):
+            show_error(error, as_json=False)
 
     def draw(self, *parts: RenderableType) -> None:
         """Something drawn by Rich, on stdout; plain text where that is no terminal."""
@@ -50,7 +61,13 @@ class Console:
         if not self.quiet:
             self._draw(sys.stderr, parts)
 
+    def _write(self, text: str) -> None:
+        if not self._mute:
+            sys.stdout.write(text)
+
     def _draw(self, stream: TextIO, parts: Iterable[RenderableType]) -> None:
+        if self._mute:
+            return
         console = self._rich(stream)
         if console.is_terminal:
             console.print(*parts, sep="\n")
@@ -136,15 +153,28 @@ def _finite(value: Any) -> Any:
             return value
 
 
+class InterruptError(CtxextendError):
+    """Ctrl-C, or a signal that asks the process to end."""
+
+    exit_code = INTERRUPTED
+
+
 def show_error(error: CtxextendError, *, as_json: bool) -> None:
-    """An error as every command shows it: JSON on stdout, or lines on stderr."""
+    """An error as every command shows it: JSON on stdout, or lines on stderr.
+
+    Of several processes that torchrun started only the first writes to stdout; what another has to say is said on
+    stderr with its number, since it may be the only one that fails.
+    """
+    from ctxextend.lab.engines.ranks import rank
+
     details = error.details()
-    if as_json:
+    if as_json and rank() == 0:
         document = {"schema": "ctxextend.error/1", **details}
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return
     where = ", ".join(str(details[part]) for part in ("file", "key") if part in details)
-    lines = [f"error: {error.message}"]
+    who = f"rank {rank()}: " if rank() else ""
+    lines = [f"{who}error: {error.message}"]
     if where:
         lines.append(f"   where: {where}")
     lines += [f"{part:>8}: {details[part]}" for part in ("expected", "found", "hint") if part in details]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import msgspec
 import typer
@@ -15,11 +15,14 @@ from ctxextend.checkpoint.gguf_file import first_shard
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
-from ctxextend.errors import UsageError
+from ctxextend.errors import CtxextendError, GateError, UsageError
 from ctxextend.lengths import show_bytes
 from ctxextend.pipeline import check_run, open_source, plan_source, run_in_place, run_plan
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
+
+if TYPE_CHECKING:
+    from ctxextend.lab.smoke import SmokeReport
 
 OutOpt = Annotated[
     Optional[Path],
@@ -114,7 +117,7 @@ def convert(
         show_plan(console, plan, opened)
         return
     if smoke:
-        _require_runnable(config_only=config_only)
+        _require_runnable(plan, config_only=config_only)
     if in_place:
         _refuse_beside_in_place(
             out=out,
@@ -126,7 +129,7 @@ def convert(
             converter=converter,
         )
         console.warnings(plan.warnings)
-        _finish(console, *run_in_place(plan, opened), smoke=smoke)
+        _finish(console, *run_in_place(plan, opened), smoke=smoke, family=family)
         return
     options = Options(
         link_mode=link_mode,
@@ -140,10 +143,10 @@ def convert(
     console.warnings(plan.warnings)
     with console.progress(size_bytes(plan.actions)) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
-    _finish(console, path, manifest, smoke=smoke)
+    _finish(console, path, manifest, smoke=smoke, family=family)
 
 
-def _require_runnable(*, config_only: bool) -> None:
+def _require_runnable(plan: Plan, *, config_only: bool) -> None:
     """Before anything is written. Raises :class:`UsageError` for what can't be run afterwards."""
     if config_only:
         raise UsageError(
@@ -152,30 +155,51 @@ def _require_runnable(*, config_only: bool) -> None:
             key="--smoke",
             hint="leave one of them away",
         )
-    from ctxextend.lab.engines import require_modules
+    if plan.to == "gguf":
+        from ctxextend.lab.engines.libllama import library
 
-    require_modules("torch", "transformers")
+        library()
+    else:
+        from ctxextend.lab.engines import require_modules
+
+        require_modules("torch", "transformers", "accelerate")
 
 
-def _finish(console: Console, path: Path, manifest: Manifest, *, smoke: bool) -> None:
-    """Show what was written; with ``smoke``, run it first, and end with 4 where that fails."""
+def _finish(console: Console, path: Path, manifest: Manifest, *, smoke: bool, family: str | None) -> None:
+    """Show what was written; with ``smoke`` run it then, and end with 4 where that fails."""
     if not smoke:
         show_result(console, path, manifest)
         return
     from ctxextend.cli.smoke import end_with
-    from ctxextend.cli.smoke_page import smoke_page
     from ctxextend.lab.verbs import smoke_source
 
-    reports = [smoke_source(open_source(str(output)), say=console.step) for output in _outputs(path)]
+    if not console.as_json:
+        show_result(console, path, manifest)
+    reports: list[SmokeReport] = []
+    try:
+        for output in _outputs(path):
+            # A GGUF file names its architecture itself.
+            known_as = None if output.suffix == ".gguf" else family
+            reports.append(smoke_source(open_source(str(output)), family=known_as, say=console.step))
+    except CtxextendError as error:
+        raise GateError(
+            f"the result was written, but not run: {error.message}",
+            code="not-smoked",
+            file=str(path),
+            expected=error.expected,
+            found=error.found,
+            hint=error.hint,
+        ) from error
     if console.as_json:
         console.document({**msgspec.to_builtins(manifest), "smoke": msgspec.to_builtins(reports)})
     else:
-        show_result(console, path, manifest)
+        from ctxextend.cli.smoke_page import smoke_page
+
         for report in reports:
             # What convert prints is the output's path alone.
             console.draw_note(smoke_page(report))
     for report in reports:
-        end_with(report, as_json=console.as_json)
+        end_with(console, report)
 
 
 def _outputs(path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import typer
 
 from ctxextend.cli import lab_options as lab
 from ctxextend.cli import options as o
-from ctxextend.cli.console import Console, show_error
+from ctxextend.cli.console import Console
 from ctxextend.errors import GateError
 from ctxextend.lab.names import BOUNDS, ORIGINAL, TASKS
 from ctxextend.pipeline import open_source
@@ -92,18 +92,16 @@ def evaluate(
     from ctxextend.lab.gates import with_defaults
     from ctxextend.lab.verbs import Run, eval_source
 
-    bounds = {
-        name: value
-        for name, value in (
-            ("perplexity-ratio", max_perplexity_ratio),
-            ("passkey", min_passkey),
-            ("needles", min_needles),
-            ("short-regression", max_short_regression),
-            ("kl", max_kl),
-            ("same-top", min_same_top),
-        )
-        if value is not None
-    }
+    bounds = lab.bounds_of(
+        {
+            "perplexity-ratio": max_perplexity_ratio,
+            "passkey": min_passkey,
+            "needles": min_needles,
+            "short-regression": max_short_regression,
+            "kl": max_kl,
+            "same-top": min_same_top,
+        }
+    )
     settings = lab.settings_from(
         tasks=tasks,
         lengths=lengths,
@@ -115,6 +113,8 @@ def evaluate(
         stride=stride,
         seed=seed,
     )
+    if gate:
+        lab.require_gated(settings.tasks, against=against is not None)
     choice = lab.choice_of(
         engine=engine,
         endpoint=endpoint,
@@ -129,56 +129,66 @@ def evaluate(
     opened = open_source(o.source_of(source, revision, token, cache_dir))
     original = against == ORIGINAL
     base = None if against is None or original else open_source(o.source_of(against, None, token, cache_dir))
-    console = Console(as_json=as_json, quiet=quiet)
+    console = lab.console_of(as_json=as_json, quiet=quiet)
 
     def held(measured: Measured) -> Mapping[str, float]:
         return with_defaults(measured, bounds) if gate else bounds
 
-    with lab.Watch(console, dry_run=dry_run) as watch:
-        found = eval_source(
-            opened,
-            settings,
-            choice=choice,
-            against=base,
-            original=original,
-            texts=text or (),
-            bounds=held,
-            family=family,
-            how=Run(
-                folder=None if dry_run else report,
-                anew=force,
-                say=console.step,
-                before=watch.before,
-                progress=watch.progress,
-            ),
+    with lab.resumable(None if dry_run else report):
+        with lab.Watch(console, dry_run=dry_run) as watch:
+            found = eval_source(
+                opened,
+                settings,
+                choice=choice,
+                against=base,
+                original=original,
+                texts=text or (),
+                bounds=held,
+                family=family,
+                how=Run(
+                    folder=report,
+                    anew=force,
+                    dry=dry_run,
+                    say=console.step,
+                    before=watch.before,
+                    progress=watch.progress,
+                ),
+            )
+        if found is None:
+            return
+        if as_json:
+            console.document(lab.plain(found))
+        else:
+            from ctxextend.cli.evidence_pages import evaluation_page
+
+            console.draw(evaluation_page(found))
+        lab.write(console, report, found)
+    _end(found, console, gate=gate)
+
+
+def _end(found: Evaluation, console: Console, *, gate: bool) -> None:
+    """Ends with 4 where a bound was missed, or where nothing could be held to any; after saying which."""
+    missed = [each for each in found.gates if not each.ok]
+    if missed:
+        worst = missed[0]
+        side = "at most" if BOUNDS[worst.name].most else "at least"
+        error = GateError(
+            f"{len(missed)} of {len(found.gates)} bounds missed: {', '.join(each.name for each in missed)}",
+            code="gate-missed",
+            file=found.source,
+            key=BOUNDS[worst.name].option,
+            expected=f"{side} {worst.bound:g}",
+            found=worst.where if worst.measured is None else f"{worst.measured:.4g} {worst.where}",
         )
-    if found is None:
-        return
-    if as_json:
-        console.document(found)
+    elif gate and not found.gates:
+        error = GateError(
+            "nothing was measured that a bound is for",
+            code="nothing-held",
+            file=found.source,
+            key="--gate",
+            hint="--lengths past the trained one, --tasks passkey, or --against BASE",
+        )
     else:
-        from ctxextend.cli.evidence_pages import evaluation_page
-
-        console.draw(evaluation_page(found))
-    lab.write(console, report, found)
-    _end(found, as_json=as_json)
-
-
-def _end(found: Evaluation, *, as_json: bool) -> None:
-    """Ends with 4 where a bound was missed, after saying which."""
-    missed = [gate for gate in found.gates if not gate.ok]
-    if not missed:
         return
-    worst = missed[0]
-    side = "at most" if BOUNDS[worst.name].most else "at least"
-    error = GateError(
-        f"{len(missed)} of {len(found.gates)} bounds missed: {', '.join(gate.name for gate in missed)}",
-        code="gate-missed",
-        file=found.source,
-        key=BOUNDS[worst.name].option,
-        expected=f"{side} {worst.bound:g}",
-        found=worst.where if worst.measured is None else f"{worst.measured:.4g} {worst.where}",
-    )
-    if not as_json:
-        show_error(error, as_json=False)
+    console.failure(error)
     raise typer.Exit(error.exit_code)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Optional, Self
 
+import msgspec
 import typer
 
 from ctxextend.apply import Progress
-from ctxextend.cli.console import Console
+from ctxextend.cli.console import Console, InterruptError
 from ctxextend.cli.options import settings_of
 from ctxextend.errors import MissingExtraError, UnknownNameError, UsageError
-from ctxextend.lab.names import TASKS, EngineName, Task
+from ctxextend.lab.names import BOUNDS, TASKS, EngineName, Task
 from ctxextend.lengths import parse_tokens
 
 if TYPE_CHECKING:
@@ -43,7 +45,11 @@ ServedOpt = Annotated[
 ]
 KeyOpt = Annotated[
     Optional[str],
-    typer.Option("--api-key", envvar="OPENAI_API_KEY", help="The server's key.", show_default=False, show_envvar=True),
+    typer.Option(
+        "--api-key",
+        help="The server's key; otherwise OPENAI_API_KEY, which goes to https and private addresses alone.",
+        show_default=False,
+    ),
 ]
 TokenizerOpt = Annotated[
     Optional[Path],
@@ -98,6 +104,41 @@ ShortOpt = Annotated[
 ]
 
 
+#: Tasks that a bound of ``--gate`` is for.
+_GATED: Final[frozenset[Task]] = frozenset({"perplexity", "passkey", "needles", "short"})
+
+
+def plain(document: Evaluation | Comparison) -> Any:
+    """A document as plain values, the same for the same numbers: a set is sorted."""
+    return msgspec.to_builtins(document, order="deterministic")
+
+
+def console_of(*, as_json: bool, quiet: bool) -> Console:
+    """The console of a command that several processes may run together: the first of them speaks."""
+    from ctxextend.lab.engines.ranks import is_first
+
+    return Console(as_json=as_json, quiet=quiet, mute=not is_first())
+
+
+@contextmanager
+def resumable(folder: Path | None) -> Iterator[None]:
+    """An interrupt says what is kept in a report's folder, and how to go on.
+
+    Raises :class:`InterruptError` for the interrupt, where something is kept.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder is None or not any(folder.glob("cells*.jsonl")):
+            raise
+        raise InterruptError(
+            "interrupted; what was measured is kept",
+            code="interrupted",
+            file=str(folder),
+            hint="the same command goes on from there",
+        ) from None
+
+
 class Watch:
     """What a person sees of a long measurement: its cost before, a bar while it runs."""
 
@@ -146,7 +187,9 @@ def require_charts(folder: Path | None) -> None:
 
 def write(console: Console, folder: Path | None, document: Evaluation | Comparison) -> None:
     """The report, where one is wanted."""
-    if folder is None:
+    from ctxextend.lab.engines.ranks import is_first
+
+    if folder is None or not is_first():
         return
     from ctxextend.lab.report import write_report
 
@@ -170,7 +213,10 @@ def choice_of(
         if endpoint is None and given is not None:
             raise UsageError(f"{option} goes with --endpoint", code="bad-option", key=option, hint="add --endpoint URL")
     from ctxextend.lab.engines import Choice
+    from ctxextend.lab.engines.http_json import may_send
 
+    if api_key is None and endpoint is not None and may_send(endpoint):
+        api_key = os.environ.get("OPENAI_API_KEY")
     return Choice(
         engine=engine,
         endpoint=endpoint,
@@ -183,11 +229,47 @@ def choice_of(
     )
 
 
+def bounds_of(given: Mapping[str, float | None]) -> dict[str, float]:
+    """The bounds that were named. Raises :class:`UsageError` for one that no figure could be held to."""
+    found = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        # What is to be at least so much is a share of what was asked.
+        most = math.inf if BOUNDS[name].most else 1.0
+        if not (math.isfinite(value) and 0.0 <= value <= most):
+            raise UsageError(
+                f"{BOUNDS[name].option} can't be held",
+                code="bad-number",
+                key=BOUNDS[name].option,
+                expected="a number of at least 0" if BOUNDS[name].most else "a number from 0 to 1",
+                found=f"{value:g}",
+            )
+        found[name] = value
+    return found
+
+
+def require_gated(tasks: Iterable[Task], *, against: bool) -> None:
+    """Raises :class:`UsageError` where ``--gate`` would hold nothing, whatever is measured."""
+    if not against and not _GATED & set(tasks):
+        raise UsageError(
+            "--gate has no bound for any of these tasks",
+            code="nothing-to-hold",
+            key="--gate",
+            expected=f"one of {', '.join(sorted(_GATED))} among the tasks",
+            found=", ".join(tasks),
+            hint="add one of them to --tasks, or leave --gate away",
+        )
+
+
 def lengths_of(listed: str | None, *, option: str) -> tuple[int, ...]:
-    """The lengths of a comma-separated list, shortest first; none for nothing. Raises :class:`UsageError`."""
+    """The lengths of a comma-separated list, shortest first; none without a list. Raises :class:`UsageError`."""
     if listed is None:
         return ()
-    return tuple(sorted({parse_tokens(part, option=option) for part in listed.split(",") if part.strip()}))
+    found = tuple(sorted({parse_tokens(part, option=option) for part in listed.split(",") if part.strip()}))
+    if not found:
+        raise UsageError("no length is named", code="bad-option", key=option, expected="such as 16k,32k", found=listed)
+    return found
 
 
 def tasks_of(listed: str) -> tuple[Task, ...]:

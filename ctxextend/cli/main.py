@@ -13,20 +13,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ctxextend.cli import app
-from ctxextend.cli.console import show_error
+from ctxextend.cli.console import INTERRUPTED, InterruptError, show_error
 from ctxextend.errors import CtxextendError, OutputError, UsageError, nearest
 from ctxextend.version import VERSION
 
-INTERRUPTED = 130
-
 #: What ends a run from outside as Ctrl-C does: what was staged is removed.
 _ENDING = (signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-
-
-class InterruptError(CtxextendError):
-    """Ctrl-C, or a signal that asks the process to end."""
-
-    exit_code = INTERRUPTED
 
 
 def main() -> NoReturn:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from ctxextend.cli import lab_options as lab
 from ctxextend.cli import options as o
-from ctxextend.cli.console import Console, show_error
-from ctxextend.errors import GateError
+from ctxextend.cli.console import Console
+from ctxextend.errors import GateError, UsageError
 from ctxextend.lab.names import SMOKE_PASSKEY, SMOKE_PERPLEXITY_RATIO
 from ctxextend.lengths import parse_tokens
 from ctxextend.pipeline import open_source
@@ -58,8 +59,10 @@ def smoke(
     from ctxextend.lab.smoke import Limits
     from ctxextend.lab.verbs import smoke_source
 
+    _require_bound("--max-perplexity-ratio", max_perplexity_ratio, most=math.inf)
+    _require_bound("--min-passkey", min_passkey, most=1.0)
     opened = open_source(o.source_of(source, revision, token, cache_dir))
-    console = Console(as_json=as_json, quiet=quiet)
+    console = lab.console_of(as_json=as_json, quiet=quiet)
     choice = lab.choice_of(
         engine=engine,
         endpoint=endpoint,
@@ -86,10 +89,22 @@ def smoke(
         from ctxextend.cli.smoke_page import smoke_page
 
         console.draw(smoke_page(report))
-    end_with(report, as_json=as_json)
+    end_with(console, report)
 
 
-def end_with(report: SmokeReport, *, as_json: bool) -> None:
+def _require_bound(option: str, value: float, *, most: float) -> None:
+    """Raises :class:`UsageError` for a bound that nothing could be held to."""
+    if not (math.isfinite(value) and 0.0 <= value <= most and (value or most == 1.0)):
+        raise UsageError(
+            f"{option} can't be held",
+            code="bad-number",
+            key=option,
+            expected="a share from 0 to 1" if most == 1.0 else "a positive number",
+            found=f"{value:g}",
+        )
+
+
+def end_with(console: Console, report: SmokeReport) -> None:
     """Ends with 4 for a report that isn't ok, after saying what failed."""
     if report.ok:
         return
@@ -98,8 +113,7 @@ def end_with(report: SmokeReport, *, as_json: bool) -> None:
         f"{len(failed)} of {len(report.checks)} checks failed: {', '.join(check.name for check in failed)}",
         code="smoke-failed",
         file=report.source,
-        found=failed[0].detail,
+        found="; ".join(f"{check.name}: {check.detail}" for check in failed),
     )
-    if not as_json:
-        show_error(error, as_json=False)
+    console.failure(error)
     raise typer.Exit(error.exit_code)

@@ -5,6 +5,7 @@ Nothing is written: each candidate is the loaded model under the config that its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from ctxextend.errors import RefusedError
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.inspection import Inspection
 from ctxextend.lab.engines.transformers import TransformersEngine, variant
-from ctxextend.lab.evaluation import Material, Progress, cells_of, cost_of, identity, run, spectra, summary
-from ctxextend.lab.ledger import Ledger
+from ctxextend.lab.evaluation import Material, Progress, cells_of, identity, run, spectra, spent, summary
+from ctxextend.lab.ledger import Ledger, name_for
 from ctxextend.lab.names import UNTOUCHED
 from ctxextend.lab.results import Best, Candidate, Comparison, Cost, Curve, Rate, Settings
 from ctxextend.lengths import show_tokens
@@ -60,17 +61,39 @@ def _planned(opened: Opened, inspection: Inspection, wish: Wish, recipe: Recipe)
         return Planned(wish=wish, plan=None, refused=error.message)
 
 
-def config_of(opened: Opened, plan: Plan) -> dict[str, Any]:
-    """config.json as the plan would write it."""
+def config_of(opened: Opened, plan: Plan | None) -> dict[str, Any]:
+    """config.json as the plan would write it, or as it is."""
+    if plan is None:
+        return opened.contents.config
     return apply_edits(opened.contents.config, edits_of(plan).get("config.json", ()))
 
 
+def ledger_of(
+    candidate: Planned,
+    opened: Opened,
+    shared: Mapping[str, Any],
+    folder: Path | None,
+    *,
+    anew: bool,
+    partial: bool = False,
+) -> Ledger:
+    """What an earlier run left of a candidate. ``shared``: what decides the numbers of all; ``partial``: some of it."""
+    named = {**shared, "config": config_of(opened, candidate.plan)}
+    name = name_for(candidate.wish.label, candidate.wish.target)
+    return Ledger(folder, named, name=name, anew=anew, partial=partial)
+
+
 class Bench(Struct, frozen=True, kw_only=True):
-    """What all candidates share. ``folder`` keeps results as they come; None keeps none."""
+    """What all candidates share. ``folder`` keeps results as they come; None keeps none.
+
+    ``original``: what candidates are held against at short lengths, ``engine`` itself where it is that.
+    """
 
     opened: Opened
     inspection: Inspection
+    recipe: Recipe
     engine: TransformersEngine
+    original: TransformersEngine
     found: Material
     settings: Settings
     folder: Path | None
@@ -132,22 +155,19 @@ def _measured(bench: Bench, candidate: Planned) -> Candidate:
     bench.say(f"{wish.label} to {show_tokens(wish.target)}")
     settings = settings_for(bench.settings, wish)
     cells = cells_of(settings, bench.found, trained=bench.inspection.trained_context)
-    config = bench.opened.contents.config if candidate.plan is None else config_of(bench.opened, candidate.plan)
-    ledger = Ledger(
+    config = config_of(bench.opened, candidate.plan)
+    ledger = ledger_of(
+        candidate,
+        bench.opened,
+        identity(bench.opened, bench.engine.facts, bench.found, settings, against=None),
         bench.folder,
-        {
-            **identity(bench.opened, bench.engine.facts, bench.found, settings, against=None),
-            "config": config,
-        },
-        name=f"cells-{_file_name(wish)}.jsonl",
         anew=bench.anew,
     )
     engine = bench.engine if candidate.plan is None else variant(bench.engine, config)
-    before = engine.usage
     try:
         run(
             engine,
-            bench.engine,
+            bench.original,
             cells,
             found=bench.found,
             settings=settings,
@@ -157,10 +177,8 @@ def _measured(bench: Bench, candidate: Planned) -> Candidate:
     finally:
         ledger.close()
         engine.forget()
-        bench.engine.forget()
-    told = summary((ledger.results[cell] for cell in cells), settings)
-    cost = cost_of(engine, len(cells))
-    tokens, seconds = cost.tokens - before.tokens, cost.seconds - before.seconds
+        bench.original.forget()
+    told = summary((ledger.entries[cell].result for cell in cells), settings)
     changed = msgspec.structs.replace(
         bench.opened.contents,
         documents={
@@ -168,21 +186,15 @@ def _measured(bench: Bench, candidate: Planned) -> Candidate:
             "config.json": msgspec.structs.replace(bench.opened.contents.documents["config.json"], value=config),
         },
     )
-    shown = inspect_source(msgspec.structs.replace(bench.opened, contents=changed), Recipe())
+    shown = inspect_source(msgspec.structs.replace(bench.opened, contents=changed), Recipe(family=bench.recipe.family))
     return msgspec.structs.replace(
         empty,
         curves=told.curves,
         rates=told.rates,
         short=told.short,
         spectrum=spectra(shown, length=wish.target),
-        cost=msgspec.structs.replace(
-            cost, tokens=tokens, seconds=seconds, tokens_per_second=tokens / seconds if seconds > 0 else 0.0
-        ),
+        cost=spent(ledger, cells, engine),
     )
-
-
-def _file_name(wish: Wish) -> str:
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{wish.label}-{show_tokens(wish.target)}")
 
 
 def best_of(candidates: Iterable[Candidate], *, trained: int) -> Iterator[Best]:
@@ -190,7 +202,7 @@ def best_of(candidates: Iterable[Candidate], *, trained: int) -> Iterator[Best]:
 
     Two rates are equal where the better one's interval reaches down to the other.
     """
-    everything = [c for c in candidates if c.refused is None and c.curves]
+    everything = [c for c in candidates if c.refused is None and c.curves and math.isfinite(_curve(c).whole)]
     for target in sorted({c.target for c in everything if c.target > trained}):
         rivals = [c for c in everything if c.target == target and c.method != UNTOUCHED]
         if not rivals:
@@ -226,6 +238,16 @@ def _curve(candidate: Candidate) -> Curve:
 def _passkey(candidate: Candidate) -> Rate | None:
     found = (r for r in candidate.rates if r.kind == "passkey" and r.depth is None and r.length == candidate.target)
     return next(found, None)
+
+
+def original_of(engine: TransformersEngine, inspection: Inspection) -> TransformersEngine | None:
+    """The model as its weights know it: itself, or as its record says that it was before ctxextend extended it.
+
+    None where a scaling was added by somebody else's hand: what stood there before it isn't known for sure.
+    """
+    if any(group.scaling is not None and group.origin == "bolted-on" for group in inspection.groups):
+        return None
+    return engine if inspection.record is None else variant(engine, inspection.config)
 
 
 def require_comparable(opened: Opened, inspection: Inspection) -> None:

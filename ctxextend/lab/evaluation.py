@@ -7,18 +7,23 @@ that was cut short goes on from there.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
 from ctxextend.errors import RefusedError, UsageError
+from ctxextend.gguf_record import find_gguf_record
 from ctxextend.inspection import Inspection
 from ctxextend.lab import positions, retrieval, ruler
+from ctxextend.lab.engines import Choice
 from ctxextend.lab.engines.base import Engine, EngineFacts
 from ctxextend.lab.gates import Measured, held
 from ctxextend.lab.ledger import Ledger
-from ctxextend.lab.names import Task
+from ctxextend.lab.names import RetrievalTask, Task
 from ctxextend.lab.results import (
     Cell,
     Cost,
@@ -47,14 +52,23 @@ from ctxextend.plan import source_sha256
 from ctxextend.scaling import table
 from ctxextend.version import VERSION
 
-#: Called with the name of what was measured and the tokens that it read.
+#: Called with the name of what was measured and the tokens that it was to read; not for what was there already.
 Progress = Callable[[str, int], None]
 
 #: Bytes of each of the samples by which weights are told from others.
 _SAMPLE: Final = 1 << 16
 
+#: Beside the weights and config.json, what decides the tokens of a text.
+_TOKENIZERS: Final = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+
 #: Tasks that read documents, and so need one that is long enough.
 _READING: Final[frozenset[Task]] = frozenset({"perplexity", "sliding", "short"})
+
+
+class Encoder(Protocol):
+    """What turns texts into tokens: an engine, or a tokenizer alone."""
+
+    def encode(self, text: str) -> list[int]: ...
 
 
 class Material(Struct, frozen=True, kw_only=True):
@@ -73,9 +87,9 @@ class Summary(Struct, frozen=True, kw_only=True):
     short: tuple[Short, ...]
 
 
-def material(engine: Engine, documents: Iterable[Document]) -> Material:
+def material(encoder: Encoder, documents: Iterable[Document]) -> Material:
     """Every document, tokenised once."""
-    tokens = {document.name: engine.encode(document.text) for document in documents}
+    tokens = {document.name: encoder.encode(document.text) for document in documents}
     return Material(
         texts=tuple(Text(name=d.name, sha256=d.sha256, tokens=len(tokens[d.name])) for d in documents), tokens=tokens
     )
@@ -131,10 +145,30 @@ def run(
     ledger: Ledger,
     progress: Progress,
 ) -> None:
-    """Measure every cell that the ledger doesn't have yet."""
+    """Measure every cell that the ledger doesn't have yet, and keep what each took of both models.
+
+    Raises :class:`UsageError` before the first where a length is too short for a question.
+    """
+    cells = tuple(cells)
+    shortest: dict[RetrievalTask, RetrievalCell] = {}
     for cell in cells:
-        if cell not in ledger.results:
-            ledger.add(_measure(engine, against, cell, found=found, settings=settings))
+        if isinstance(cell, RetrievalCell) and cell.length < getattr(shortest.get(cell.kind), "length", math.inf):
+            shortest[cell.kind] = cell
+    for kind, cell in shortest.items():
+        retrieval.PROMPTS[kind](engine, cell, settings, found.tokens)
+    ledger.begin()
+    engines = (engine,) if against is None or against is engine else (engine, against)
+    for cell in cells:
+        if cell in ledger:
+            continue
+        before = [one.usage for one in engines]
+        result = _measure(engine, against, cell, found=found, settings=settings)
+        after = [one.usage for one in engines]
+        ledger.add(
+            result,
+            tokens=sum(usage.tokens for usage in after) - sum(usage.tokens for usage in before),
+            seconds=sum(usage.seconds for usage in after) - sum(usage.seconds for usage in before),
+        )
         progress(name_of(cell), positions.tokens_of(cell))
 
 
@@ -230,39 +264,82 @@ def summary(results: Iterable[Result], settings: Settings) -> Summary:
 
 def identity(
     opened: Opened,
-    facts: EngineFacts,
+    facts: EngineFacts | None,
     found: Material,
     settings: Settings,
     *,
     against: Opened | None,
     original: bool = False,
+    choice: Choice | None = None,
 ) -> dict[str, Any]:
-    """What decides the numbers of a cell, for the ledger's header."""
+    """What decides the numbers of a cell, for the ledger's header.
+
+    Without ``facts`` (the model isn't loaded) what only a loaded model tells is left out.
+    """
+    choice = choice or Choice()
     return {
+        "ctxextend": ".".join(VERSION.split(".")[:2]),
         "checkpoint": fingerprint(opened),
         "against": "original" if original else None if against is None else fingerprint(against),
-        "engine": [facts.engine, facts.version, facts.device, facts.dtype],
-        "texts": [[text.name, text.sha256] for text in found.texts],
+        **(_chosen(choice) if facts is None else _running(facts)),
+        "endpoint": None if choice.endpoint is None else _address(choice.endpoint),
+        "served_name": choice.served_name,
+        "tokenizer": None if choice.tokenizer is None else _sha256(choice.tokenizer),
+        "texts": [[text.name, text.sha256, text.tokens] for text in found.texts],
         "seed": settings.seed,
         "needles": settings.needles,
     }
 
 
+def _running(facts: EngineFacts) -> dict[str, Any]:
+    return {
+        "engine": facts.engine,
+        "engine_version": facts.version,
+        "device": facts.device,
+        "dtype": facts.dtype,
+        "opening": list(facts.opening),
+    }
+
+
+def _chosen(choice: Choice) -> dict[str, Any]:
+    """What is known of that before the model is loaded: what isn't left to it."""
+    return {} if choice.dtype == "auto" else {"dtype": choice.dtype}
+
+
+def _address(url: str) -> str:
+    """A server's address without a name, password or key that may stand in it."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+
+
 def fingerprint(opened: Opened) -> str:
-    """What tells a checkpoint from another: its settings, and of each weight file here its size and three samples."""
+    """What tells a checkpoint from another, from all that decides its numbers.
+
+    Its settings and revision, its tokenizer (a GGUF file's whole header), and of each weight file here its size and
+    three samples.
+    """
     contents = opened.contents
-    digest = hashlib.sha256(source_sha256(contents).encode())
+    digest = hashlib.sha256(f"{source_sha256(contents)} {contents.revision}".encode())
+    folder = opened.source.folder or (opened.source.file.parent if opened.source.file is not None else None)
+    for tokenizer in () if opened.source.folder is None else (opened.source.folder / name for name in _TOKENIZERS):
+        digest.update(f"{tokenizer.name} {_sha256(tokenizer) if tokenizer.is_file() else None}\n".encode())
     for file in sorted(contents.files, key=lambda file: file.path):
         if not file.path.endswith((".safetensors", ".gguf", ".bin")):
             continue
         digest.update(f"{file.path} {file.size_bytes}\n".encode())
-        folder = opened.source.folder or (opened.source.file.parent if opened.source.file is not None else None)
         if folder is not None:
+            header = contents.gguf.data_start if contents.gguf is not None and contents.gguf.file == file.path else 0
             with (folder / file.path).open("rb") as weights:
                 for start in (0, file.size_bytes // 2, max(0, file.size_bytes - _SAMPLE)):
                     weights.seek(start)
-                    digest.update(weights.read(_SAMPLE))
+                    digest.update(weights.read(_SAMPLE if start else max(_SAMPLE, header)))
     return digest.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def default_lengths(inspection: Inspection) -> tuple[int, ...]:
@@ -287,15 +364,19 @@ def require_short(engine: Engine, against: Engine) -> None:
                 found=one.facts.engine,
                 hint="--engine transformers, or llama.cpp with GGUF files; or leave --against away",
             )
-    if engine.facts.vocabulary != against.facts.vocabulary:
-        raise RefusedError(
-            "the two models have other vocabularies",
-            code="other-vocabulary",
-            key="--against",
-            expected=f"{engine.facts.vocabulary} tokens",
-            found=f"{against.facts.vocabulary}",
-            hint="--against takes the checkpoint that this one was made of",
-        )
+    for what, ours, theirs in (
+        ("vocabulary", f"{engine.facts.vocabulary} tokens", f"{against.facts.vocabulary} tokens"),
+        ("tokens before a text", str(list(engine.facts.opening)), str(list(against.facts.opening))),
+    ):
+        if ours != theirs:
+            raise RefusedError(
+                f"the two models don't share their {what}, so that their predictions can't be held against each other",
+                code="unlike-models",
+                key="--against",
+                expected=theirs,
+                found=ours,
+                hint="--against takes the checkpoint that this one was made of",
+            )
 
 
 def spectra(inspection: Inspection, *, length: int) -> tuple[Spectrum, ...]:
@@ -321,32 +402,42 @@ def memory_at(inspection: Inspection, lengths: Iterable[int]) -> tuple[MemoryAt,
     return tuple(MemoryAt(length=n, kv_cache_bytes=cache.size_bytes(n)) for n in lengths)
 
 
-def cost_of(engine: Engine, cells: int) -> Cost:
-    """What an engine has done for so many cells."""
-    usage = engine.usage
+def spent(ledger: Ledger, cells: Iterable[Cell], engine: Engine) -> Cost:
+    """What all these cells took, in this run or an earlier one. The memory is this run's."""
+    entries = [ledger.entries[cell] for cell in cells]
+    tokens, seconds = sum(entry.tokens for entry in entries), math.fsum(entry.seconds for entry in entries)
     return Cost(
-        cells=cells,
-        tokens=usage.tokens,
-        seconds=usage.seconds,
-        tokens_per_second=usage.tokens / usage.seconds if usage.seconds > 0 else 0.0,
-        peak_memory_bytes=usage.peak_memory_bytes,
+        cells=len(entries),
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds > 0 else 0.0,
+        peak_memory_bytes=engine.usage.peak_memory_bytes,
     )
+
+
+def method_of(opened: Opened, inspection: Inspection) -> str | None:
+    """The method of the conversion of ours that a checkpoint records, if there was one."""
+    gguf = opened.contents.gguf
+    record = inspection.record if gguf is None else find_gguf_record(gguf)
+    return None if record is None else record.method
 
 
 def evaluation(
     inspection: Inspection,
     engine: Engine,
     *,
+    method: str | None,
     against: str | None,
     settings: Settings,
     found: Material,
-    results: Iterable[Result],
+    ledger: Ledger,
+    cells: Iterable[Cell],
     bounds: Callable[[Measured], Mapping[str, float]],
     notes: tuple[str, ...] = (),
 ) -> Evaluation:
     """The document of a run. ``bounds``: from what was measured, the bounds to hold it to."""
-    everything = tuple(results)
-    told = summary(everything, settings)
+    measured_cells = tuple(cells)
+    told = summary((ledger.entries[cell].result for cell in measured_cells), settings)
     measured = Measured(curves=told.curves, rates=told.rates, short=told.short)
     gates = held(measured, bounds(measured))
     lengths = sorted({*settings.lengths, inspection.trained_context})
@@ -355,7 +446,7 @@ def evaluation(
         ok=all(gate.ok for gate in gates),
         source=inspection.source,
         against=against,
-        method=inspection.record.method if inspection.record is not None else None,
+        method=method,
         trained_context=inspection.trained_context,
         current_context=inspection.current_context,
         engine=engine.facts,
@@ -368,6 +459,6 @@ def evaluation(
         gates=gates,
         spectrum=spectra(inspection, length=max(lengths)),
         memory=memory_at(inspection, lengths),
-        cost=cost_of(engine, len(everything)),
+        cost=spent(ledger, measured_cells, engine),
         notes=notes,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -24,33 +25,35 @@ class Measured(Struct, frozen=True, kw_only=True):
     short: Sequence[Short]
 
 
+def _worst(figures: Iterable[Figure], *, most: bool) -> Figure | None:
+    """The figure that a bound is held to; one that is no number is worse than any."""
+    found = list(figures)
+    none = next((figure for figure in found if math.isnan(figure[0])), None)
+    return none or (max if most else min)(found, default=None)
+
+
 def _ratio(measured: Measured) -> Figure | None:
-    found = [(c.ratio, f"at {show_tokens(c.length)}") for c in measured.curves if c.ratio is not None]
-    return max(found, default=None)
+    found = ((c.ratio, f"at {show_tokens(c.length)}") for c in measured.curves if c.ratio is not None)
+    return _worst(found, most=True)
 
 
 def _rate(kind: str) -> Callable[[Measured], Figure | None]:
-    def worst(measured: Measured) -> Figure | None:
-        found = [
+    def lowest(measured: Measured) -> Figure | None:
+        found = (
             (r.rate, f"at {show_tokens(r.length)}, {r.found} of {r.asked}")
             for r in measured.rates
             if r.kind == kind and r.depth is None
-        ]
-        return min(found, default=None)
+        )
+        return _worst(found, most=False)
+
+    return lowest
+
+
+def _short(figure: Callable[[Short], float], *, most: bool) -> Callable[[Measured], Figure | None]:
+    def worst(measured: Measured) -> Figure | None:
+        return _worst(((figure(s), f"at {show_tokens(s.length)}") for s in measured.short), most=most)
 
     return worst
-
-
-def _regression(measured: Measured) -> Figure | None:
-    return max(((s.regression, f"at {show_tokens(s.length)}") for s in measured.short), default=None)
-
-
-def _kl(measured: Measured) -> Figure | None:
-    return max(((s.kl, f"at {show_tokens(s.length)}") for s in measured.short), default=None)
-
-
-def _same_top(measured: Measured) -> Figure | None:
-    return min(((s.same_top, f"at {show_tokens(s.length)}") for s in measured.short), default=None)
 
 
 #: The worst figure there is for each bound.
@@ -59,9 +62,9 @@ _WORST: Final[Mapping[str, Callable[[Measured], Figure | None]]] = MappingProxyT
         "perplexity-ratio": _ratio,
         "passkey": _rate("passkey"),
         "needles": _rate("needles"),
-        "short-regression": _regression,
-        "kl": _kl,
-        "same-top": _same_top,
+        "short-regression": _short(lambda short: short.regression, most=True),
+        "kl": _short(lambda short: short.kl, most=True),
+        "same-top": _short(lambda short: short.same_top, most=False),
     }
 )
 

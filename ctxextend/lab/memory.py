@@ -6,13 +6,14 @@ here so that no mask, no scores and no logits of a chunk grow past a budget. Siz
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 from msgspec import Struct
 
 from ctxextend.errors import RefusedError
-from ctxextend.formats.hf_layers import whole_number
+from ctxextend.formats.hf_layers import STATELESS, whole_number
 from ctxextend.formats.hf_read import text_config
 from ctxextend.inspection import Inspection
 from ctxextend.lengths import show_bytes, show_tokens
@@ -26,6 +27,43 @@ LONGEST_CPU_CHUNK: Final = 512
 
 #: What Python, torch and its libraries take before a model is there, by measurement on Linux.
 LIBRARIES_BYTES: Final = 512 << 20
+
+
+#: How a model attends: by a fused kernel, without masks on a card or always with them, or with all scores written out.
+Attention = Literal["lean", "masked", "eager"]
+
+#: Model types of ours for which transformers has no fused kernel.
+EAGER: Final = frozenset(
+    {
+        "bloom",
+        "codegen",
+        "deepseek_v4",
+        "flint",
+        "gemma2",
+        "gpt_neox_japanese",
+        "gpt_oss",
+        "gptj",
+        "hy_v4",
+        "mimo_v2_flash",
+        "mpt",
+        "vaultgemma",
+    }
+)
+
+
+class Setup(Struct, frozen=True, kw_only=True):
+    """How a model will be held.
+
+    ``weight_bytes`` and ``cache_bytes``: of a number; None: as the weights are stored, as the weights are.
+    ``beside``: the tokens of a second cache, of a model that shares the weights. ``score_bytes``: what a program of
+    its own holds of scores for each token of a text.
+    """
+
+    weight_bytes: int | None = None
+    cache_bytes: int | None = None
+    on_cpu: bool = True
+    beside: int = 0
+    score_bytes: int = 0
 
 
 class Widths(Struct, frozen=True, kw_only=True):
@@ -65,26 +103,51 @@ def chunk_tokens(length: int, widths: Widths, *, answers: bool, on_cpu: bool = F
     return max(SHORTEST_CHUNK, min(most, CHUNK_BYTES // row // 64 * 64))
 
 
-def estimate(inspection: Inspection, *, length: int, dtype_bytes: int | None = None, masked: bool = True) -> Need:
-    """What reading ``length`` tokens takes with weights of ``dtype_bytes`` a number (None: as they are stored).
+def row_bytes(attention: Attention, *, heads: int, on_cpu: bool, even: bool) -> int:
+    """What a query and key pair takes in a layer. ``even``: queries and values are equally wide.
 
-    ``masked``: attention is given masks, as it is on the CPU and isn't on CUDA.
+    Scores are held thrice, in 32 bits for every head. The CPU's fused kernel doesn't take uneven heads, and is
+    given masks of bits and of numbers.
     """
+    if attention == "eager" or (on_cpu and not even):
+        return 12 * heads
+    return 0 if attention == "lean" and not on_cpu else 5
+
+
+def same_widths(number: Callable[[str], Any]) -> bool:
+    """Whether queries and values are equally wide, by what a config states: latent attention's needn't be."""
+    parts = (number("qk_nope_head_dim"), number("qk_rope_head_dim"), number("v_head_dim"))
+    return None in parts or parts[0] + parts[1] == parts[2]
+
+
+def attention_of(inspection: Inspection) -> Attention:
+    """How transformers' model will attend, told without loading it."""
+    _path, text = text_config(inspection.config, inspection.family)
+    if EAGER & {inspection.config.get("model_type"), text.get("model_type")}:
+        return "eager"
+    return "masked" if any(group.label in STATELESS for group in inspection.groups) else "lean"
+
+
+def estimate(inspection: Inspection, *, length: int, setup: Setup | None = None) -> Need:
+    """What reading ``length`` tokens takes."""
+    setup = setup or Setup()
     weights = inspection.weight_bytes
-    if dtype_bytes is not None and inspection.parameters is not None and inspection.quantisation is None:
-        weights = inspection.parameters * dtype_bytes
-    number = dtype_bytes or 2
-    kept = inspection.kv_cache.size_bytes(length, bits=8 * number) if inspection.kv_cache is not None else 0
-    widths = widths_of(inspection, masked=masked)
-    activations = 3 * CHUNK_BYTES
+    if setup.weight_bytes is not None and inspection.parameters is not None and inspection.quantisation is None:
+        weights = inspection.parameters * setup.weight_bytes
+    number = setup.cache_bytes or setup.weight_bytes or 2
+    kept = 0
+    if inspection.kv_cache is not None:
+        kept = sum(inspection.kv_cache.size_bytes(tokens, bits=8 * number) for tokens in (length, setup.beside))
+    widths = widths_of(inspection, on_cpu=setup.on_cpu)
+    activations = 3 * CHUNK_BYTES + setup.score_bytes * length
     if widths is not None:
-        chunk = chunk_tokens(length, widths, answers=True, on_cpu=masked)
+        chunk = chunk_tokens(length, widths, answers=True, on_cpu=setup.on_cpu)
         activations = chunk * (widths.row_bytes * length + 12 * (widths.feed_forward + widths.vocabulary))
         activations += widths.expanded * length * number
     return Need(length=length, weights=weights, kv_cache=kept, activations=activations, libraries=LIBRARIES_BYTES)
 
 
-def widths_of(inspection: Inspection, *, masked: bool) -> Widths | None:
+def widths_of(inspection: Inspection, *, on_cpu: bool) -> Widths | None:
     """The widths by config.json; None where a number is missing (a GGUF file has none)."""
     if not inspection.config:
         return None
@@ -103,39 +166,60 @@ def widths_of(inspection: Inspection, *, masked: bool) -> Widths | None:
         feed_forward=whole_number(text, "intermediate_size") or whole_number(text, "ffn_dim") or 4 * hidden,
         vocabulary=vocabulary,
         expanded=expanded,
-        row_bytes=5 if masked else 0,
+        row_bytes=row_bytes(
+            attention_of(inspection),
+            heads=heads,
+            on_cpu=on_cpu,
+            even=same_widths(lambda key: whole_number(text, key)),
+        ),
     )
 
 
-def longest(inspection: Inspection, memory: int, *, dtype_bytes: int | None = None, masked: bool = True) -> int:
+def longest(inspection: Inspection, memory: int, *, setup: Setup | None = None) -> int:
     """The longest text in tokens that ``memory`` bytes hold, down to a multiple of 1024 past that; 0 for none."""
+    found = _most(lambda length: estimate(inspection, length=length, setup=setup).total <= memory, limit=1 << 30)
+    return found if found < 1024 else found // 1024 * 1024
 
-    def fits(length: int) -> bool:
-        return estimate(inspection, length=length, dtype_bytes=dtype_bytes, masked=masked).total <= memory
 
-    low, high = 0, 1
-    while fits(high) and high < 1 << 30:
-        low, high = high, high * 2
+def whole_tokens(inspection: Inspection, memory: int | None, *, length: int, setup: Setup | None = None) -> int:
+    """The longest text that one plain forward can read, without chunks, beside the weights and a cache of ``length``.
+
+    At most ``length``, 0 for none. ``memory``: bytes that are free before the model is loaded; None: nobody knows.
+    """
+    setup = setup or Setup()
+    if memory is None:
+        return length
+    widths = widths_of(inspection, on_cpu=setup.on_cpu)
+    if widths is None:
+        return min(length, SHORTEST_CHUNK)
+    need = estimate(inspection, length=length, setup=setup)
+    room = memory - (need.total - need.activations)
+    a_token = 12 * widths.feed_forward + widths.expanded * (setup.cache_bytes or setup.weight_bytes or 2)
+    answers = 12 * widths.vocabulary * SHORTEST_CHUNK
+    return _most(lambda count: count * (widths.row_bytes * count + a_token) + answers <= room, limit=length)
+
+
+def _most(fits: Callable[[int], bool], *, limit: int) -> int:
+    """The largest number up to ``limit`` that fits, where all smaller ones do too; 0 for none."""
+    low, high = 0, limit + 1
     while low + 1 < high:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low if low < 1024 else low // 1024 * 1024
+    return low
 
 
-def require(
-    inspection: Inspection, *, length: int, memory: int | None, dtype_bytes: int | None = None, masked: bool = True
-) -> Need:
+def require(inspection: Inspection, *, length: int, memory: int | None, setup: Setup | None = None) -> Need:
     """The need, where ``memory`` bytes hold it (None: nobody knows). Raises :class:`RefusedError` with the numbers."""
-    need = estimate(inspection, length=length, dtype_bytes=dtype_bytes, masked=masked)
+    need = estimate(inspection, length=length, setup=setup)
     if memory is None or need.total <= memory:
         return need
-    fitting = longest(inspection, memory, dtype_bytes=dtype_bytes, masked=masked)
+    fitting = longest(inspection, memory, setup=setup)
     parts = (
         f"{show_bytes(need.weights)} weights, {show_bytes(need.kv_cache)} KV cache, "
         f"{show_bytes(need.activations)} activations, {show_bytes(need.libraries)} libraries"
     )
     if fitting:
-        hint = f"--length {fitting} is the longest that fits"
+        hint = f"{fitting} tokens is the longest that fits"
     else:
         hint = "the weights alone don't fit: --dtype bfloat16, another --device, or --engine llama.cpp with a GGUF"
     raise RefusedError(

@@ -205,17 +205,8 @@ def short_cells(settings: Settings, tokens: Mapping[str, Sequence[int]]) -> tupl
 def measure_short(engine: Engine, against: Engine, tokens: Mapping[str, Sequence[int]], cell: ShortCell) -> ShortResult:
     """Both read the same window: their losses, KL(against || engine) and how often both think the same token likeliest.
 
-    Raises :class:`RefusedError` where an engine has no distributions, or theirs are not over the same tokens.
+    Raises :class:`RefusedError` where their distributions are not over the same tokens.
     """
-    for one in (engine, against):
-        if "log_probs" not in one.facts.can:
-            raise RefusedError(
-                f"{one.facts.engine} gives no distributions, which comparing two models needs",
-                code="no-log-probs",
-                hint="leave the task short out, or measure with the transformers engine",
-            )
-    if engine.facts.opening != against.facts.opening:
-        raise _unlike("tokens before a text", str(list(against.facts.opening)), str(list(engine.facts.opening)))
     import numpy as np
 
     window = _read(engine, tokens[cell.document], cell.window * cell.length, cell.length)
@@ -272,6 +263,14 @@ def _windows(tokens: Mapping[str, Sequence[int]], length: int, most: int) -> Ite
 def _read(engine: Engine, ids: Sequence[int], start: int, length: int) -> list[int]:
     """``length`` tokens: the opening, then the document's from ``start`` on."""
     opening = engine.facts.opening
+    if length <= len(opening) + 1:
+        raise UsageError(
+            "the length has no room for a text",
+            code="bad-number",
+            expected=f"more than {len(opening) + 1} tokens",
+            found=str(length),
+            hint="the tokenizer's own opening counts towards it",
+        )
     return [*opening, *ids[start : start + length - len(opening)]]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec import Struct
 
@@ -96,6 +97,10 @@ def assemble(
     return (*tokens, *_stretch(filler, done, room), *last)
 
 
+#: The code of what is said of a length without room for the question.
+NO_ROOM: Final = "short-length"
+
+
 def too_short(length: int, needed: int) -> UsageError:
     """What is said of a length that a prompt's pieces don't fit in.
 
@@ -104,7 +109,7 @@ def too_short(length: int, needed: int) -> UsageError:
     needed = -(-(needed + 32) // 128) * 128
     return UsageError(
         f"{length} tokens are too few for this question",
-        code="short-length",
+        code=NO_ROOM,
         expected=f"at least {needed} tokens",
         found=str(length),
         hint=f"leave this length out, or measure from {needed} tokens on",

@@ -18,6 +18,7 @@ import msgspec
 from ctxextend.errors import OutputError
 from ctxextend.lab.charts import NARROW, NOTHING, WIDE, require_matplotlib, to_png, to_svg
 from ctxextend.lab.report_figures import Exhibit, at_a_glance, exhibits
+from ctxextend.lab.report_folder import CHARTS, PAGE, holds_report
 from ctxextend.lab.report_style import STYLE
 from ctxextend.lab.report_tables import Table
 from ctxextend.lab.report_words import (
@@ -40,10 +41,6 @@ from ctxextend.lab.results import Comparison, Evaluation, Gate, Settings, Text
 from ctxextend.lengths import show_bytes, show_count, show_tokens
 from ctxextend.tensors.staging import staged_data
 
-#: What a report may hold beside the page: a name that this one doesn't fill is taken away, lest an older chart stand
-#: beside newer numbers.
-CHARTS: Final = ("perplexity", "passkey", "needles", "variables", "words", "tasks", "short", "spectrum", "memory")
-
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -55,18 +52,20 @@ def write_report(folder: Path, document: Evaluation | Comparison) -> tuple[Path,
     """
     require_matplotlib()
     shown = exhibits(document)
-    files = {"report.html": report_page(document, shown).encode()}
+    # First the numbers: by them the rest is known as ours, whatever ends this.
+    files = {_data_name(document): _json(document), PAGE: report_page(document, shown).encode()}
     for exhibit in shown:
         if exhibit.draw is not None:
             files[f"{exhibit.name}.png"] = to_png(exhibit.draw, f"{_title(document)}: {exhibit.title}")
-    files[_data_name(document)] = _json(document)
     try:
+        older = [f"{name}.png" for name in CHARTS] if holds_report(folder) else []
         for name, data in files.items():
             with staged_data(folder / name, data):
                 pass
-        for name in CHARTS:
-            if f"{name}.png" not in files:
-                (folder / f"{name}.png").unlink(missing_ok=True)
+        for name in older:
+            # A chart of an earlier report must not stand beside newer numbers.
+            if name not in files:
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             "the report can't be written",
@@ -75,7 +74,7 @@ def write_report(folder: Path, document: Evaluation | Comparison) -> tuple[Path,
             found=error.strerror or str(error),
             hint="--report DIR names another folder",
         ) from error
-    return tuple(folder / name for name in files)
+    return tuple(folder / name for name in sorted(files, key=lambda name: name != PAGE))
 
 
 def report_page(document: Evaluation | Comparison, shown: Iterable[Exhibit]) -> str:
@@ -130,7 +129,7 @@ def _title(document: Evaluation | Comparison) -> str:
 
 
 def _json(document: Evaluation | Comparison) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2) + b"\n"
 
 
 def _evaluation_head(document: Evaluation) -> list[str]:

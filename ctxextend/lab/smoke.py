@@ -18,6 +18,7 @@ from ctxextend.inspection import Inspection
 from ctxextend.lab import retrieval
 from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.names import SMOKE_PASSKEY, SMOKE_PERPLEXITY_RATIO
+from ctxextend.lab.prompts import NO_ROOM
 from ctxextend.lab.results import RetrievalCell, Settings
 from ctxextend.lab.texts import Document
 from ctxextend.lengths import show_bytes, show_tokens
@@ -36,8 +37,8 @@ _PASSAGES: Final = 2
 #: Tokens that are decoded one at a time at the trained length and at the end.
 _STEPS: Final = 16
 
-#: A plain forward over more would need memory that the chunks are there to save.
-_WHOLE: Final = 16384
+#: A plain forward reads no more than this: it takes time and memory that the chunks are there to save.
+WHOLE: Final = 16384
 
 #: Depths of the pass keys, deepest first: what stands before one is read once.
 _DEPTHS: Final = (0.9, 0.5, 0.1)
@@ -116,7 +117,8 @@ Say = Callable[[str], None]
 class Job(Struct, frozen=True, kw_only=True):
     """What a smoke test looks at. ``tables``: what the rope should be at ``length``; None without a rope.
 
-    ``dynamic``: the rope follows the length, so that what was read in pieces isn't what is read at once.
+    ``dynamic``: the rope follows the length, so that what was read in pieces isn't what is read at once. ``whole``: the
+    tokens that one plain forward may read.
     """
 
     inspection: Inspection
@@ -126,6 +128,7 @@ class Job(Struct, frozen=True, kw_only=True):
     limits: Limits
     passkey: bool
     needed_bytes: int | None
+    whole: int = WHOLE
 
 
 def smoke(engine: Engine, job: Job, *, documents: Sequence[Document], say: Say) -> SmokeReport:
@@ -163,7 +166,7 @@ def _texts(engine: Engine, documents: Sequence[Document], job: Job) -> tuple[lis
 
     A text that is too short is repeated: only the passages are judged, which it doesn't hold.
     """
-    trained = job.inspection.trained_context
+    trained = job.inspection.trained_context or job.length
     size = min(_PASSAGE, max(trained // 2, 1), max(job.length // 4, 1))
     if size < 8:
         raise UsageError(
@@ -203,7 +206,8 @@ class _Run:
         self.say = say
         self.passages = passages
         self.read: list[Passage] = []
-        self.trained = job.inspection.trained_context
+        # A model that doesn't say what it was trained for is held to its beginning.
+        self.trained = job.inspection.trained_context or job.length
         opening = list(engine.facts.opening)
         self.context = (opening + filler)[: job.length]
         self.opening = len(opening)
@@ -211,16 +215,15 @@ class _Run:
     def checks(self) -> Iterator[SmokeCheck]:
         yield self.positions()
         yield self.rope()
-        for check in (self.sense, self.decoding, self.cached, self.keys):
+        for check in (self.sense, self.decoding, self.cached, self.passkey):
             try:
                 yield check()
             except CtxextendError:
                 raise
             except (RuntimeError, IndexError, ValueError) as error:
                 # What a model raises when its positions run out, or its memory does.
-                yield SmokeCheck(
-                    name=check.__name__, ok=False, detail=f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                )
+                said = (str(error).splitlines() or ["it says no more"])[0]
+                yield SmokeCheck(name=check.__name__, ok=False, detail=f"{type(error).__name__}: {said}")
                 return
 
     def positions(self) -> SmokeCheck:
@@ -298,6 +301,8 @@ class _Run:
         """Tokens one at a time across the trained length and to the last position: every loss finite."""
         if "losses" not in self.engine.facts.can:
             return _skipped("decoding", "this engine gives no log-probabilities of a prompt")
+        if self.job.dynamic:
+            return self._answering()
         told = []
         for end in self._ends():
             self.say(f"decoding to {end}")
@@ -307,13 +312,23 @@ class _Run:
             told.append(f"{end - _STEPS} to {end}: {_mean(stepped):.3f} nats")
         return SmokeCheck(name="decoding", ok=True, detail=f"one token at a time, {', '.join(told)}")
 
+    def _answering(self) -> SmokeCheck:
+        """A rope that follows the length would be another at every token, and all be read anew: it answers instead."""
+        for end in self._ends():
+            self.say(f"answering at {end}")
+            self.engine.generate(self.context[: end - _STEPS], _STEPS)
+        said = " and ".join(str(end - _STEPS) for end in self._ends())
+        return SmokeCheck(name="decoding", ok=True, detail=f"it goes on from {said} tokens, with one rope an answer")
+
     def cached(self) -> SmokeCheck:
         """One plain forward against the same tokens through the cache."""
         if self.engine.facts.engine != "transformers":
             return _skipped("cached", "only transformers can read without its cache")
         if self.job.dynamic:
             return _skipped("cached", "this rope follows the length: what is read in pieces differs by design")
-        end = min(self._ends()[0], _WHOLE)
+        end = min(self._ends()[0], self.job.whole)
+        if end < 2 * _STEPS:
+            return _skipped("cached", "the memory has no room for a plain forward beside the rest")
         count = min(_STEPS, end - 1)
         engine = self._transformers()
         self.say(f"one plain forward over {end} tokens")
@@ -325,7 +340,8 @@ class _Run:
         one = np.concatenate(pieces).astype(np.float64)
         # The last token's own prediction is of what follows it.
         two = engine.forward_whole(self.context[: end - 1], count).astype(np.float64)
-        kl = float((np.exp(two) * (two - one)).sum(-1).mean())
+        # Rounding can leave less than nothing of what is nothing.
+        kl = abs(float((np.exp(two) * (two - one)).sum(-1).mean()))
         same = int((one.argmax(-1) == two.argmax(-1)).sum())
         bound = _CACHE_KL.get(engine.facts.dtype, _CACHE_KL_HALF)
         return SmokeCheck(
@@ -335,23 +351,21 @@ class _Run:
             f"{same} of {count} the same token",
         )
 
-    def keys(self) -> SmokeCheck:
+    def passkey(self) -> SmokeCheck:
         """Pass keys at the length, asked of a model that answers them within its trained length."""
         if not self.job.passkey:
             return _skipped("passkey", "not asked for")
-        short = min(_WITHIN, self.trained)
-        settings = Settings(tasks=("passkey",), lengths=(short, self.job.length), depths=_DEPTHS, samples=1)
-        self.say(f"pass keys at {short}")
-        try:
-            within = [self._asked(settings, short, depth) for depth in _DEPTHS]
-        except UsageError:
-            return _skipped("passkey", f"the trained length of {short} tokens has no room for the question")
+        short = min(_WITHIN, self.trained, self.job.length)
+        within = self._asked(short)
+        if within is None:
+            return _skipped("passkey", f"{short} tokens, within its trained length, have no room for the question")
         if sum(within) / len(within) < _ANSWERS:
             return _skipped(
                 "passkey", f"it answers {sum(within)} of {len(within)} within its trained length (at {short} tokens)"
             )
-        self.say(f"pass keys at {self.job.length}")
-        found = [self._asked(settings, self.job.length, depth) for depth in _DEPTHS]
+        found = within if short == self.job.length else self._asked(self.job.length)
+        if found is None:
+            return _skipped("passkey", f"{self.job.length} tokens have no room for the question")
         rate, limit = sum(found) / len(found), self.job.limits.passkey
         where = ", ".join(f"{depth:.0%} {'yes' if hit else 'no'}" for depth, hit in zip(_DEPTHS, found, strict=True))
         return SmokeCheck(
@@ -367,7 +381,7 @@ class _Run:
         answer = self.engine.generate(self.context[: self.job.length - _STEPS], _STEPS)
         return SmokeCheck(
             name="sense",
-            ok=bool(answer),
+            ok=True,
             detail=f"it read {self.job.length - _STEPS} tokens and answered {len(answer)}; it gives no "
             "log-probabilities of a prompt, so that the passages couldn't be judged",
         )
@@ -378,11 +392,16 @@ class _Run:
         return self.engine.losses(tokens, first=offset + 1)
 
     def _stepped(self, end: int) -> list[float]:
-        """The losses of the last tokens before ``end``, each read alone."""
-        first = end - _STEPS
-        losses = self.engine.losses(self.context[: first + 1], first=first)
-        for last in range(first + 2, end + 1):
-            losses += self.engine.losses(self.context[:last], first=last - 1)
+        """The losses of tokens that are each read alone.
+
+        In transformers the last one is at position ``end`` - 1: what it predicts is past the length, so that any token
+        will do. Other engines take no more tokens than the length.
+        """
+        extra = self.engine.facts.engine == "transformers"
+        text = [*self.context[:end], self.context[0]] if extra else self.context[:end]
+        losses: list[float] = []
+        for last in range(len(text) - _STEPS + 1, len(text) + 1):
+            losses += self.engine.losses(text[:last], first=last - 1)
         return losses
 
     def _ends(self) -> tuple[int, ...]:
@@ -390,9 +409,17 @@ class _Run:
         across = self.trained + _STEPS // 2
         return (across, self.job.length) if across < self.job.length else (self.job.length,)
 
-    def _asked(self, settings: Settings, length: int, depth: float) -> bool:
-        cell = RetrievalCell(kind="passkey", length=length, depth=depth, sample=0)
-        return retrieval.measure_retrieval(self.engine, cell, settings, {}).found == 1
+    def _asked(self, length: int) -> list[bool] | None:
+        """Whether the key at each depth came back; None where ``length`` has no room for it."""
+        self.say(f"pass keys at {length}")
+        settings = Settings(tasks=("passkey",), lengths=(length,), depths=_DEPTHS, samples=1)
+        cells = [RetrievalCell(kind="passkey", length=length, depth=depth, sample=0) for depth in _DEPTHS]
+        try:
+            return [retrieval.measure_retrieval(self.engine, cell, settings, {}).found == 1 for cell in cells]
+        except UsageError as error:
+            if error.code != NO_ROOM:
+                raise
+            return None
 
     def _transformers(self) -> TransformersEngine:
         from ctxextend.lab.engines.transformers import TransformersEngine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -14,7 +15,11 @@ import pytest
 from typer.main import get_command
 
 from ctxextend.cli import app
+from ctxextend.cli.console import InterruptError, show_error
+from ctxextend.cli.lab_options import bounds_of, console_of, require_gated, resumable
 from ctxextend.cli.options import settings_of
+from ctxextend.errors import RefusedError, UsageError
+from ctxextend.lab.names import BOUNDS
 from ctxextend.methods import METHODS
 from ctxextend.version import VERSION
 from tests.cli.support import TRAINED, call, driven, edit_config, environment, finish, run, tree
@@ -236,3 +241,66 @@ def test_heavy_libraries_stay_out() -> None:
     script = f"import ctxextend.cli.main, sys, json; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout) == []
+
+
+def test_of_several_processes_the_first_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = RefusedError("no", hint="yes")
+
+    def said() -> tuple[str, str]:
+        console = console_of(as_json=False, quiet=False)
+        console.line("data")
+        console.draw("drawn")
+        console.step("step")
+        console.document({"a": 1})
+        console.failure(error)
+        show_error(error, as_json=True)
+        return tuple(capsys.readouterr())  # type: ignore[return-value]
+
+    out, err = said()
+    assert "data\ndrawn\n" in out
+    assert '"a": 1' in out
+    assert '"schema": "ctxextend.error/1"' in out
+    assert err == "step ...\nerror: no\n    hint: yes\n"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    # What ends another process is told with its number: it may be the only one that fails.
+    assert said() == ("", "rank 1: error: no\n    hint: yes\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("kl", -1.0), ("kl", math.nan), ("kl", math.inf), ("passkey", 1.5), ("same-top", -0.1), ("needles", math.nan)],
+)
+def test_bounds_that_nothing_could_be_held_to(name: str, value: float) -> None:
+    with pytest.raises(UsageError) as error:
+        bounds_of({"perplexity-ratio": 100.0, name: value})
+    assert error.value.key == BOUNDS[name].option
+
+
+def test_bounds_that_can_be_held() -> None:
+    assert bounds_of({"kl": 0.0, "passkey": 1.0, "perplexity-ratio": 100.0, "needles": None}) == {
+        "kl": 0.0,
+        "passkey": 1.0,
+        "perplexity-ratio": 100.0,
+    }
+
+
+def test_a_gate_that_would_hold_nothing_is_a_wrong_call() -> None:
+    require_gated(("sliding", "passkey"), against=False)
+    require_gated(("sliding",), against=True)
+    with pytest.raises(UsageError) as error:
+        require_gated(("sliding", "words"), against=False)
+    assert error.value.key == "--gate"
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        with pytest.raises(KeyboardInterrupt), resumable(folder):
+            raise KeyboardInterrupt
+    (tmp_path / "cells-yarn.jsonl").touch()
+    with pytest.raises(InterruptError) as error, resumable(tmp_path):
+        raise KeyboardInterrupt
+    assert (error.value.exit_code, error.value.file) == (130, str(tmp_path))
+    assert "same command" in (error.value.hint or "")

@@ -79,11 +79,13 @@ class LLM:
 
     made: list[LLM] = []  # noqa: RUF012
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: str,
         *,
         dtype: str = "auto",
+        load_format: str = "auto",
+        trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
         max_model_len: int | None = None,
         enable_prefix_caching: bool | None = None,

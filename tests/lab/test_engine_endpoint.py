@@ -6,6 +6,8 @@ import importlib
 import json
 import math
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from ctxextend import Recipe, open_source, plan_source, run_plan
 from ctxextend.errors import CtxextendError, RefusedError, UsageError
 from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.engines.endpoint import EndpointEngine, connect
-from ctxextend.lab.engines.http_json import HttpJson, StatusError
+from ctxextend.lab.engines.http_json import HttpJson, StatusError, may_send
 from tests.lab.demo import load_model, read_tokens
 from tests.lab.stand_in_server import CONTEXT, StandIn, log_prob, serving
 
@@ -184,7 +186,7 @@ def test_too_long(server: StandIn) -> None:
         with pytest.raises(UsageError) as caught:
             wrong()
         assert caught.value.code == "too-long"
-        assert "--max-model-len" in str(caught.value.hint)
+        assert str(caught.value.hint).startswith(f"--length {CONTEXT - 1}, or serve it with a longer context (--max-")
     # Known without asking.
     assert len(server.requests) == asked
     assert len(engine.losses([5] * (CONTEXT - 1))) == CONTEXT - 2
@@ -255,6 +257,38 @@ def test_a_key_is_sent_and_never_shown() -> None:
         with pytest.raises(CtxextendError) as caught:
             connect(server.url, token=SECRET)
         assert caught.value.code == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("url", "safe"),
+    [
+        ("https://api.example.com/v1", True),
+        ("http://localhost:8000", True),
+        ("http://127.0.0.2:8000", True),
+        ("http://[::1]:8000", True),
+        ("http://10.1.2.3", True),
+        ("http://192.168.1.5:30000/v1", True),
+        ("http://[fd00::5]", True),
+        ("http://8.8.8.8", False),
+        ("http://api.example.com/v1", False),
+        ("http://127.0.0.1.example.com", False),
+        ("http://localhost.example.com", False),
+        ("http://10.1.2.3@example.com", False),
+        ("ftp://localhost", False),
+        ("http://", False),
+    ],
+)
+def test_where_a_key_of_the_environment_may_go(url: str, safe: bool) -> None:
+    assert may_send(url) is safe
+
+
+def test_it_needs_no_torch() -> None:
+    """In a process of its own: a tokenizer.json is all that is read here."""
+    script = (
+        "import sys; from ctxextend.lab.engines import endpoint; from pathlib import Path\n"
+        "endpoint.Tokenizer(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(DEMO / "checkpoint")], check=True)
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])

@@ -17,9 +17,10 @@ import torch
 
 from ctxextend import Recipe, open_source, plan_source, run_plan
 from ctxextend.errors import CheckpointError, CtxextendError, RefusedError, UsageError
-from ctxextend.lab.engines import libllama, llama_cpp
+from ctxextend.lab.engines import Choice, libllama, llama_cpp, need_of, open_engine
 from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.engines.llama_cpp import LlamaCppEngine, load
+from ctxextend.pipeline import inspect_source
 from tests.gguf_factory import write_model
 from tests.lab.demo import load_model, read_tokens
 from tests.reference.libllama import settings_of, weights_of
@@ -322,6 +323,26 @@ def test_a_reading_that_fails(engine: LlamaCppEngine, monkeypatch: pytest.Monkey
     with pytest.raises(CtxextendError) as caught:
         engine.losses(tokens()[:20])
     assert (caught.value.code, caught.value.found) == ("engine-failed", "status -3")
+
+
+@pytest.mark.parametrize(
+    ("choice", "option"),
+    [
+        (Choice(dtype="bfloat16"), "--dtype"),
+        (Choice(dtype="float16", engine="llama.cpp"), "--dtype"),
+        (Choice(trust_remote_code=True), "--trust-remote-code"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(file: Path, choice: Choice, option: str) -> None:
+    opened = open_source(str(file))
+    inspection = inspect_source(opened, Recipe())
+    for call in (
+        lambda: need_of(opened, inspection, choice, length=16),
+        lambda: open_engine(opened, choice, length=16),
+    ):
+        with pytest.raises(UsageError) as caught:
+            call()
+        assert (caught.value.code, caught.value.key) == ("bad-option", option)
 
 
 def test_devices(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from ctxextend import Recipe, open_source
 from ctxextend.errors import CheckpointError, CtxextendError, MissingExtraError, RefusedError, UsageError
 from ctxextend.lab import memory
 from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.engines.transformers import TransformersEngine, load, variant
+from ctxextend.pipeline import inspect_source
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo" / "checkpoint"
@@ -362,6 +364,61 @@ def test_what_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MissingExtraError, match="accelerate") as error:
         load(DEMO)
     assert error.value.hint == "pip install 'ctxextend[lab]'"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cudax", "meta"])
+def test_a_name_that_is_no_device_is_the_users_error(device: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load(DEMO, device=device)
+    assert (error.value.code, error.value.key, error.value.found) == ("bad-device", "--device", device)
+
+
+def test_under_torchrun_the_device_isnt_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError) as error:
+        load(DEMO, device="cpu")
+    assert (error.value.code, error.value.key) == ("bad-option", "--device")
+
+
+def test_a_pickle_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save(loaded(DEMO).state_dict(), folder / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *_a, **_k: pytest.fail("a pickle was read"))
+    with pytest.raises(RefusedError) as error:
+        load(folder)
+    assert (error.value.code, error.value.file) == ("pickled-weights", str(folder / "pytorch_model.bin"))
+    assert "safetensors" in (error.value.hint or "")
+    # Nor beside a safetensors file that holds something else.
+    shutil.copy(DEMO / "model.safetensors", folder / "adapter.safetensors")
+    with pytest.raises(CheckpointError, match="can't load") as found:
+        load(folder)
+    assert found.value.code == "cannot-load"
+
+
+def test_an_eager_model_is_read_in_chunks_whose_scores_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made({**TINY, "model_type": "gemma2", "head_dim": 16, "sliding_window": 50}, tmp_path / "made")
+    monkeypatch.setattr(memory, "LONGEST_CHUNK", 512)
+    engine = load(folder)
+    # 4 heads, three times four bytes; 256 tokens of 400 keys each.
+    monkeypatch.setattr(memory, "CHUNK_BYTES", 4 * 12 * 400 * 256)
+    assert engine._chunks(400)[0] == 256
+    opened = open_source(str(folder))
+    widths = memory.widths_of(inspect_source(opened, Recipe()), on_cpu=True)
+    assert widths is not None
+    assert widths.row_bytes == 4 * 12
+
+
+def test_a_variant_takes_the_room_that_it_is_given() -> None:
+    engine = load(DEMO, longest=512)
+    stated = json.loads((DEMO / "config.json").read_text())
+    for longest, room in ((None, 512), (128, 128)):
+        found = variant(engine, stated, longest=longest)
+        found.losses(text(50))
+        assert found.cache_bytes == 4 * 2 * 2 * 32 * 4 * room
 
 
 def _broken(folder: Path, how: str) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ctxextend import open_source
 from ctxextend.errors import CtxextendError, RefusedError, UsageError
+from ctxextend.lab.engines import Choice, open_engine
 from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.engines.vllm import VllmEngine, load
 from tests.lab import stand_in_vllm
@@ -45,6 +47,27 @@ def test_it_loads_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (settings["model"], settings["dtype"], settings["max_model_len"]) == (str(DEMO), "float16", CONTEXT)
         assert settings["enable_prefix_caching"]
         assert not settings["enforce_eager"]
+        assert settings["load_format"] == "safetensors"
+        assert not settings["trust_remote_code"]
+
+
+def test_its_own_code_is_run_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", stand_in_vllm.module())
+    opened = open_source(str(DEMO))
+    open_engine(opened, Choice(engine="vllm", trust_remote_code=True), length=CONTEXT)
+    assert stand_in_vllm.LLM.made[0].settings["trust_remote_code"]
+
+
+def test_a_device_that_would_do_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", stand_in_vllm.module())
+    stand_in_vllm.LLM.made.clear()
+    opened = open_source(str(DEMO))
+    for device in ("cpu", "cuda:1"):
+        with pytest.raises(UsageError) as caught:
+            open_engine(opened, Choice(engine="vllm", device=device), length=CONTEXT)
+        assert (caught.value.code, caught.value.key, caught.value.found) == ("bad-option", "--device", device)
+    assert not stand_in_vllm.LLM.made
+    open_engine(opened, Choice(engine="vllm", device="cuda"), length=CONTEXT)
 
 
 def test_what_it_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ctxextend.errors import RefusedError, UsageError
 from ctxextend.lab import evaluation as measuring
 from ctxextend.lab.comparing import Wish, best_of, config_of
 from ctxextend.lab.engines import Choice
-from ctxextend.lab.ledger import NAME, Ledger
+from ctxextend.lab.ledger import NAME, Ledger, name_for
 from ctxextend.lab.names import UNTOUCHED
 from ctxextend.lab.results import Candidate, Comparison, Curve, Evaluation, Rate, Settings
 from ctxextend.lab.texts import Document
@@ -88,12 +89,49 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, stop: int) -> None:
     assert len(again.results) == stop
     toy_run(engine, again)
     assert again.results == whole.results
-    assert (tmp_path / "cut" / NAME).read_bytes() == (tmp_path / "whole" / NAME).read_bytes()
+    # The cost is that of all cells, whoever measured them; a toy reads a thousand tokens a second.
+    cost = measuring.spent(again, again.results, engine)
+    assert (cost.cells, cost.tokens) == (len(whole.results), sum(entry.tokens for entry in whole.entries.values()))
+    assert cost.tokens_per_second == pytest.approx(1000)
+    assert cost.tokens > engine.usage.tokens > 0
     # What was there wasn't measured again.
     asked = len(engine.sequences) + len(engine.prompts)
     fresh = ToyEngine()
     toy_run(fresh, Ledger(None, {}))
     assert asked < len(fresh.sequences) + len(fresh.prompts)
+
+
+def test_what_both_models_read_is_counted_and_told() -> None:
+    """A window of 128 tokens by each; what is there already isn't told again, as the bar's total leaves it out."""
+    settings = msgspec.structs.replace(SETTINGS, tasks=("short",), windows=1)
+    ledger = Ledger(None, {})
+    assert toy_run(ToyEngine(), ledger, settings) == ["against 128"]
+    assert measuring.spent(ledger, ledger.results, ToyEngine()).tokens == 2 * 128
+    assert toy_run(ToyEngine(), ledger, settings) == []
+
+
+def test_a_length_too_short_for_a_question_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    engine = ToyEngine()
+    settings = msgspec.structs.replace(SETTINGS, tasks=("perplexity", "passkey"), lengths=(32, 512))
+    with pytest.raises(UsageError):
+        toy_run(engine, Ledger(tmp_path / "report", {}), settings)
+    assert not engine.sequences
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_cannot_be_held_against_each_other_are_refused() -> None:
+    one = ToyEngine()
+    measuring.require_short(one, ToyEngine())
+    other = ToyEngine()
+    other.facts = msgspec.structs.replace(other.facts, vocabulary=300)
+    for against, code in (
+        (ToyEngine(can=frozenset({"losses"})), "no-logprobs"),
+        (other, "unlike-models"),
+        (ToyEngine(opening=()), "unlike-models"),
+    ):
+        with pytest.raises(RefusedError) as error:
+            measuring.require_short(one, against)
+        assert (error.value.code, error.value.key) == (code, "--against")
 
 
 def test_more_samples_take_what_is_there(tmp_path: Path) -> None:
@@ -131,8 +169,6 @@ def test_operations_are_counted() -> None:
 
 
 def test_weights_are_known_by_more_than_their_size(tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(DEMO, copy)
     same = measuring.fingerprint(open_source(copy))
@@ -157,9 +193,8 @@ def converted(folder: Path, method: str, **recipe: Any) -> Path:
     return path
 
 
-REAL = Settings(
-    tasks=("perplexity", "passkey"), lengths=(256, 1024), windows=1, depths=(0.2, 0.8), samples=1, short_lengths=(128,)
-)
+REAL = Settings(tasks=("perplexity", "passkey"), lengths=(256, 1024), windows=1, depths=(0.2, 0.8), samples=1)
+SHORT = msgspec.structs.replace(REAL, short_lengths=(128,))
 
 
 def evaluated(folder: Path, settings: Settings = REAL, **given: Any) -> Evaluation:
@@ -171,8 +206,8 @@ def evaluated(folder: Path, settings: Settings = REAL, **given: Any) -> Evaluati
 def test_the_original_is_read_out_of_the_record(tmp_path: Path) -> None:
     """Held against the checkpoint it was made of, and against what its record says of that one: the same."""
     yarn = converted(tmp_path, "yarn")
-    one = evaluated(yarn, against=open_source(DEMO))
-    two = evaluated(yarn, original=True)
+    one = evaluated(yarn, SHORT, against=open_source(DEMO))
+    two = evaluated(yarn, SHORT, original=True)
     assert one.short == two.short
     (short,) = one.short
     assert short.kl > 0.01
@@ -180,7 +215,7 @@ def test_the_original_is_read_out_of_the_record(tmp_path: Path) -> None:
 
 
 def test_a_model_against_itself_lost_nothing() -> None:
-    (short,) = evaluated(DEMO, against=open_source(DEMO)).short
+    (short,) = evaluated(DEMO, SHORT, against=open_source(DEMO)).short
     assert (short.regression, short.kl, short.same_top) == (0.0, 0.0, 1.0)
 
 
@@ -224,6 +259,122 @@ def test_what_it_costs_is_told_before_and_can_stop_it(tmp_path: Path) -> None:
     evaluated(DEMO, REAL, how=Run(folder=tmp_path))
     eval_source(open_source(DEMO), REAL, texts=[HELDOUT], how=Run(folder=tmp_path, before=stop))
     assert (told[1].kept, told[1].tokens) == (6, 0)
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads weights fails."""
+
+    def never(*_args: object, **_named: object) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("ctxextend.lab.verbs.open_engine", never)
+
+
+def test_what_it_costs_is_told_without_loading_weights(
+    tmp_path: Path, unloaded: None, request: pytest.FixtureRequest
+) -> None:
+    told: list[Laid] = []
+
+    def before(laid: Laid) -> bool:
+        told.append(laid)
+        return True
+
+    for dtype in ("auto", "bfloat16"):
+        how = Run(folder=tmp_path / "report", dry=True, before=before)
+        assert eval_source(open_source(DEMO), REAL, texts=[HELDOUT], how=how, choice=Choice(dtype=dtype)) is None
+        assert (
+            compare_source(open_source(DEMO), [wish("yarn")], COMPARED, recipe=Recipe(), texts=[HELDOUT], how=how)
+            is None
+        )
+    assert not list(tmp_path.iterdir())
+    tokens = 256 + (1024 + 2 * 768) + 2 * (256 + 1024)
+    assert [(laid.cells, laid.kept, laid.tokens) for laid in told] == 2 * [
+        (6, 0, tokens), (2, 0, 1024 + 2 * 768 + 2 * 128)
+    ]  # fmt: skip
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    monkeypatch.undo()
+    evaluated(DEMO, REAL, how=Run(folder=tmp_path))
+    lines = (tmp_path / NAME).read_bytes().splitlines(keepends=True)
+    (tmp_path / NAME).write_bytes(b"".join(lines[:4]) + lines[4][:5])
+    cut = (tmp_path / NAME).read_bytes()
+    eval_source(open_source(DEMO), REAL, texts=[HELDOUT], how=Run(folder=tmp_path, dry=True, before=before))
+    assert (told[-1].cells, told[-1].kept) == (6, 3)
+    # Of other numbers than these would be.
+    with pytest.raises(RefusedError) as error:
+        eval_source(
+            open_source(DEMO), REAL, texts=[HELDOUT], how=Run(folder=tmp_path, dry=True), choice=Choice(dtype="float16")
+        )
+    assert error.value.key == "dtype"
+    assert (tmp_path / NAME).read_bytes() == cut
+
+
+@pytest.mark.parametrize(
+    ("change", "against", "key"),
+    [
+        ({"tasks": ("perplexity", "short")}, False, "--tasks"),
+        ({"short_lengths": (128,)}, False, "--short-lengths"),
+        ({"short_lengths": (128, 512)}, True, "--short-lengths"),
+    ],
+)
+@pytest.mark.usefixtures("unloaded")
+def test_short_contexts_that_nothing_can_be_held_against(change: dict[str, Any], against: bool, key: str) -> None:
+    with pytest.raises(UsageError) as error:
+        evaluated(DEMO, msgspec.structs.replace(REAL, **change), against=open_source(DEMO) if against else None)
+    assert error.value.key == key
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_report_that_cannot_go_there_is_refused_before_weights_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text('{"mine": 1}')
+    for folder, code in ((tmp_path, "output-exists"), (DEMO / "report", "inside-source")):
+        with pytest.raises(RefusedError) as error:
+            evaluated(DEMO, how=Run(folder=folder))
+        assert error.value.code == code
+        with pytest.raises(RefusedError) as error:
+            compared(wish("yarn"), how=Run(folder=folder))
+        assert error.value.code == code
+    shutil.copytree(DEMO, tmp_path / "base")
+    with pytest.raises(RefusedError) as error:
+        evaluated(DEMO, against=open_source(tmp_path / "base"), how=Run(folder=tmp_path / "base" / "new"))
+    assert error.value.code == "inside-source"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["eval.json"]
+    assert not (DEMO / "report").exists()
+
+
+def test_a_tokenizer_and_a_server_tell_results_apart(tmp_path: Path) -> None:
+    engine = ToyEngine()
+    found = measuring.material(engine, DOCUMENTS)
+
+    def named(folder: Path = DEMO, **choice: Any) -> dict[str, Any]:
+        return measuring.identity(
+            open_source(folder), engine.facts, found, SETTINGS, against=None, choice=Choice(**choice)
+        )
+
+    shutil.copytree(DEMO, tmp_path / "copy")
+    assert named() == named(tmp_path / "copy")
+    file = tmp_path / "copy" / "tokenizer.json"
+    file.write_text(file.read_text() + " ")
+    changed = named(tmp_path / "copy")
+    assert {key for key, value in named().items() if changed[key] != value} == {"checkpoint"}
+    # No name and no key of whoever asks is written down.
+    server = named(endpoint="https://me:secret@host:8000/v1/?key=secret", served_name="a", api_key="secret")
+    assert server["endpoint"] == "https://host:8000/v1"
+    assert "secret" not in str(server)
+    assert server != named(endpoint="https://host:8000/v1", served_name="b")
+    assert named(tokenizer=file)["tokenizer"] != named(tokenizer=DEMO / "tokenizer.json")["tokenizer"]
+    assert named()["ctxextend"] == "0.1"
+
+
+def test_the_keys_of_a_gguf_file_tell_results_apart(tmp_path: Path) -> None:
+    gguf = converted(tmp_path, "yarn", to="gguf", outtypes=("f32",))
+    same = measuring.fingerprint(open_source(gguf))
+    raw = bytearray(gguf.read_bytes())
+    # A token of its vocabulary, which is past the first sample.
+    end = open_source(gguf).contents.gguf.spans["tokenizer.ggml.tokens"][1]  # type: ignore[union-attr]
+    raw[end - 1] ^= 1
+    gguf.write_bytes(raw)
+    assert measuring.fingerprint(open_source(gguf)) != same
 
 
 # ----------------------------------------------------------------------------------------- compare
@@ -284,9 +435,28 @@ def test_candidates_resume_each_by_itself(tmp_path: Path) -> None:
     again = compared(
         wish("yarn"), wish("linear"), how=Run(folder=tmp_path, progress=lambda name, _tokens: told.append(name))
     )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells-linear-1k.jsonl", "cells-yarn-1k.jsonl"]
-    assert again.candidates[0].cost is not None
-    assert again.candidates[0].cost.tokens == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name_for("linear", 1024), name_for("yarn", 1024)]
+    # Only linear was measured; what yarn took is told all the same, the model that it is held against included.
+    assert len(told) == 2
+    for candidate in again.candidates:
+        assert candidate.cost is not None
+        assert candidate.cost.tokens >= 1024 + 2 * 768 / 2 + 2 * 128 - 2
+    laid: list[Laid] = []
+
+    def before(each: Laid) -> bool:
+        laid.append(each)
+        return True
+
+    how = Run(folder=tmp_path, dry=True, before=before)
+    compare_source(
+        open_source(DEMO),
+        [wish("yarn"), wish("ntk"), wish("linear")],
+        COMPARED,
+        recipe=Recipe(),
+        texts=[HELDOUT],
+        how=how,
+    )
+    assert [(each.cells, each.kept) for each in laid] == [(6, 4)]
 
 
 def test_the_config_of_a_candidate_is_the_one_that_convert_writes(tmp_path: Path) -> None:

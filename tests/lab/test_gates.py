@@ -68,6 +68,13 @@ def test_a_figure_that_is_no_number_keeps_no_bound(name: str, figure: float) -> 
     assert not gate.ok
 
 
+@pytest.mark.parametrize("ratios", [(1.0, math.nan), (math.nan, 1.0)])
+def test_a_figure_that_is_no_number_is_the_worst_wherever_it_stands(ratios: tuple[float, float]) -> None:
+    measured = Measured(curves=(curve(1024, ratios[0]), curve(2048, ratios[1])), rates=(), short=())
+    (gate,) = held(measured, {"perplexity-ratio": 2.0})
+    assert not gate.ok
+
+
 def test_defaults_are_held_to_what_was_measured_alone() -> None:
     bounds = with_defaults(Measured(curves=(curve(1024, 1.1),), rates=(), short=()), {})
     assert bounds == {"perplexity-ratio": BOUNDS["perplexity-ratio"].default}

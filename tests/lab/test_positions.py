@@ -311,20 +311,8 @@ def test_two_windows_of_a_length_are_pooled() -> None:
     assert short([low, high], length=64).regression == pytest.approx(1)
 
 
-def test_engines_without_distributions_are_refused() -> None:
+def test_models_of_another_vocabulary_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = ShortCell(document="long", length=64, window=0)
-    plain = ToyEngine(can=frozenset({"losses"}))
-    for model, original in ((plain, ToyEngine()), (ToyEngine(), plain)):
-        with pytest.raises(RefusedError, match="gives no distributions") as caught:
-            measure_short(model, original, TOKENS, cell)
-        assert caught.value.code == "no-log-probs"
-        assert model.sequences == original.sequences == []
-
-
-def test_models_that_share_no_tokenizer_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = ShortCell(document="long", length=64, window=0)
-    with pytest.raises(RefusedError, match="tokens before a text"):
-        measure_short(ToyEngine(), ToyEngine(opening=()), TOKENS, cell)
     other = ToyEngine()
     rows = other._rows_of
     monkeypatch.setattr(other, "_rows_of", lambda *given: rows(*given)[:, :-1])
@@ -349,3 +337,9 @@ def test_the_toy_engine_is_an_engine() -> None:
     engine: Engine = ToyEngine()
     assert engine.decode([BEGINNING, *engine.encode("né")]) == "né"
     assert sum(map(math.exp, next(engine.log_probs([1, 2, 3]))[0].tolist())) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_length_that_the_opening_fills_is_refused() -> None:
+    cell = PositionCell(document="a", length=2, window=0, trained=2)
+    with pytest.raises(UsageError, match="no room"):
+        measure_position(ToyEngine(), {"a": list(range(100))}, cell)

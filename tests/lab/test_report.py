@@ -20,11 +20,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from ctxextend.errors import MissingExtraError, OutputError
+from ctxextend.errors import MissingExtraError, OutputError, RefusedError
+from ctxextend.lab.ledger import NAME, Ledger, name_for
 from ctxextend.lab.report import report_page, write_report
 from ctxextend.lab.report_figures import Exhibit, at_a_glance, exhibits
+from ctxextend.lab.report_folder import require_report_folder
 from ctxextend.lab.report_words import pooled, position_bounds, show_perplexity, show_ratio, verdict
 from ctxextend.lab.results import Comparison, Evaluation, Point
+from ctxextend.tensors.staging import staged_data
 from tests.lab import evidence_factory as factory
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -140,10 +143,110 @@ def test_the_same_document_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_chart_of_an_older_report_does_not_stand_beside_newer_numbers(tmp_path: Path) -> None:
-    (tmp_path / "memory.png").write_bytes(b"old")
+    bare = factory.evaluation(curves=(), rates=(), short=(), spectrum=(), memory=())
+    (tmp_path / "memory.png").write_bytes(b"somebody's")
     (tmp_path / "mine.png").write_bytes(b"mine")
-    write_report(tmp_path, factory.evaluation(curves=(), rates=(), short=(), spectrum=(), memory=()))
+    write_report(tmp_path, bare)
+    # Where no report was before, a chart is nobody's of ours.
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "eval.json", "mine.png", "memory.png"}
+    write_report(tmp_path, bare)
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "eval.json", "mine.png"}
+
+
+def test_what_a_report_writes_is_what_its_folder_is_looked_through_for(tmp_path: Path) -> None:
+    """A name that write_report takes and require_report_folder doesn't know would be replaced unasked."""
+    for document in (factory.evaluation(), factory.comparison()):
+        for path in write_report(tmp_path / "made", document):
+            folder = tmp_path / f"other-{path.name}"
+            folder.mkdir(exist_ok=True)
+            (folder / path.name).write_bytes(b"mine")
+            with pytest.raises(RefusedError) as error:
+                require_report_folder(folder, sources=(), force=False)
+            assert (error.value.code, error.value.file) == ("output-exists", str(folder / path.name))
+            require_report_folder(folder, sources=(), force=True)
+
+
+@pytest.mark.parametrize("name", [NAME, name_for("yarn", 1024)])
+def test_lines_of_somebody_else_are_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RefusedError) as error:
+        require_report_folder(tmp_path, sources=(), force=False)
+    assert error.value.file == str(tmp_path / name)
+    assert "--force" in (error.value.hint or "")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(RefusedError):
+        require_report_folder(tmp_path, sources=(), force=False)
+
+
+def test_a_report_may_go_where_one_of_ours_is(tmp_path: Path) -> None:
+    require_report_folder(tmp_path / "not" / "there", sources=(), force=False)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "notes.txt").write_text("beside it")
+    ledger = Ledger(tmp_path, {"seed": 1})
+    ledger.begin()
+    ledger.close()
+    require_report_folder(tmp_path, sources=(), force=False)
+    # What a killed run left of the first line.
+    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:20])
+    require_report_folder(tmp_path, sources=(), force=False)
+    # An interrupt before the report: a chart isn't ours yet, and the numbers make it so.
+    (tmp_path / "memory.png").write_bytes(b"mine")
+    with pytest.raises(RefusedError):
+        require_report_folder(tmp_path, sources=(), force=False)
+    write_report(tmp_path, factory.evaluation())
+    require_report_folder(tmp_path, sources=(), force=False)
+    # One of the two documents ours, the other somebody's.
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(RefusedError):
+        require_report_folder(tmp_path, sources=(), force=False)
+
+
+def test_an_interrupt_while_a_report_is_written_leaves_it_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    @contextmanager
+    def broken(path: Path, data: bytes) -> Iterator[None]:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        with staged_data(path, data):
+            written.append(path.name)
+            yield
+
+    monkeypatch.setattr("ctxextend.lab.report.staged_data", broken)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(tmp_path, factory.evaluation())
+    assert len(list(tmp_path.iterdir())) == 2
+    require_report_folder(tmp_path, sources=(), force=False)
+
+
+def test_a_report_does_not_go_into_a_checkpoint(tmp_path: Path) -> None:
+    source, against = tmp_path / "model", tmp_path / "base"
+    for folder in (source, against):
+        (folder / "extras").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "inside").symlink_to(against / "extras")
+    for folder in (
+        source, source / "extras", source / "new" / "report", against, tmp_path / "link", tmp_path / "link" / "new",
+        tmp_path / "inside", tmp_path / "elsewhere" / ".." / "model",
+    ):  # fmt: skip
+        for force in (False, True):
+            with pytest.raises(RefusedError) as error:
+                require_report_folder(folder, sources=(source, against), force=force)
+            assert error.value.code == "inside-source"
+    with pytest.raises(RefusedError):
+        require_report_folder(source / "report", sources=(tmp_path / "link",), force=False)
+    # Around and beside it are fine.
+    for folder in (tmp_path, tmp_path / "model-report"):
+        require_report_folder(folder, sources=(source, against), force=False)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(OutputError) as error:
+            require_report_folder(folder, sources=(), force=True)
+        assert error.value.file == str(tmp_path / "file")
 
 
 def test_without_matplotlib_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

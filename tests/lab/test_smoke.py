@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ctxextend.lab.smoke import Job, Limits, SmokeReport, smoke
 from ctxextend.lab.texts import Document
 from ctxextend.lab.verbs import smoke_source
 from ctxextend.pipeline import inspect_source
-from tests.lab.toy_engine import ToyEngine, every_number
+from tests.lab.toy_engine import ToyEngine, every_number, two_then_four
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 HELDOUT = str(DEMO.parent / "heldout.txt")
@@ -121,6 +122,29 @@ def test_what_a_model_raises_is_a_failed_check(tmp_path: Path, monkeypatch: pyte
     assert "IndexError" in report.checks[-1].detail
 
 
+def test_the_last_position_is_read(tmp_path: Path) -> None:
+    """A table of learned positions that is one row short fails at the last token alone."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_positions=127, n_embd=32, n_layer=1, n_head=2, vocab_size=2048)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    shutil.copy(DEMO / "tokenizer.json", tmp_path)
+    report = smoke_source(open_source(tmp_path), length=128, texts=[HELDOUT])
+    assert failed(report) == {"positions", "decoding"}
+    assert smoke_source(open_source(tmp_path), length=127, texts=[HELDOUT]).ok
+
+
+def test_a_rope_that_follows_the_length_is_not_read_anew_for_every_token(tmp_path: Path) -> None:
+    opened = open_source(DEMO)
+    recipe = Recipe(method="dynamic", target=TARGET, runtimes=("transformers",), carrier="native")
+    folder, _ = run_plan(plan_source(opened, recipe), opened, tmp_path / "dynamic", options=Options())
+    report = smoked(folder)
+    assert failed(report) == set()
+    assert next(check for check in report.checks if check.name == "cached").skipped
+    # The five offsets are each another table, and so read anew; the tokens of an answer aren't.
+    assert report.tokens < 16 * TARGET
+
+
 # ---------------------------------------------------------------------------------- without a model
 
 
@@ -197,7 +221,6 @@ def test_an_engine_without_losses_is_read_to_the_end() -> None:
     assert report.ok
     assert len(engine.prompts[0]) == TARGET - 16
     assert {check.name for check in report.checks if check.skipped} >= {"rope", "decoding", "cached"}
-    assert not run(ToyEngine(can=frozenset(), answer=lambda _prompt: "")).ok
 
 
 def test_keys_are_asked_of_a_model_that_finds_them_within_its_length() -> None:
@@ -213,6 +236,30 @@ def test_keys_are_asked_of_a_model_that_finds_them_within_its_length() -> None:
     assert asked(ToyEngine(answer=short_sighted)) == (False, False)
     # One that can't answer even there tells nothing about the length.
     assert asked(ToyEngine(answer=lambda _prompt: "none")) == (True, True)
+
+
+def test_keys_are_asked_at_no_more_than_the_length() -> None:
+    engine = ToyEngine()
+    report = run(engine, passkey=True, inspection=inspection(4096), length=1024)
+    assert {len(prompt) for prompt in engine.prompts} == {1024 - 16}
+    assert "3 of 3 keys came back at 1k" in report.checks[-1].detail
+
+
+def test_a_model_that_does_not_say_what_it_was_trained_for_is_held_to_its_beginning() -> None:
+    report = run(ToyEngine(loss=two_then_four(512)), inspection=inspection(0))
+    assert [(passage.where, passage.offset) for passage in report.passages] == [
+        ("start", 1),
+        ("half", 512),
+        ("before", 768),
+    ]
+
+
+def test_an_error_without_a_message_is_told() -> None:
+    def nothing(_position: int) -> float:
+        raise ValueError
+
+    report = run(ToyEngine(loss=nothing))
+    assert report.checks[-1].detail == "ValueError: it says no more"
 
 
 def test_a_text_that_is_too_short_is_refused() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ctxextend.errors import CtxextendError, RefusedError, UsageError
 from ctxextend.lab.engines.base import Capability, EngineFacts, Usage
 from ctxextend.lab.engines.http_json import HttpJson, StatusError
-from ctxextend.lab.engines.transformers import Tokenizer
+from ctxextend.lab.engines.tokenizer import Tokenizer, opening_of
 
 if TYPE_CHECKING:
     from ctxextend.lab.engines.base import LogProbs
@@ -42,9 +42,7 @@ class ServerTokenizer:
         self._http = http
         self._model = model
         self._kind = kind
-        plain, whole = self.encode("a"), self._ids("a", special=True)
-        starts = (at for at in range(len(whole) - len(plain) + 1) if whole[at : at + len(plain)] == plain)
-        self.opening = tuple(whole[: next(starts, 0)])
+        self.opening = opening_of(lambda text, special: self._ids(text, special=special))
 
     def encode(self, text: str) -> list[int]:
         return self._ids(text, special=False)
@@ -173,7 +171,8 @@ class EndpointEngine:
     def _check(self, length: int) -> None:
         limit = self._facts.context
         if limit is not None and length > limit:
-            raise _too_long(expected=f"at most {limit} tokens, one of them generated", found=str(length))
+            expected, most = f"at most {limit} tokens, one of them generated", f"--length {limit - 1}"
+            raise _too_long(expected=expected, found=str(length), shorter=most)
 
 
 class _Completions:
@@ -315,11 +314,11 @@ def _not_understood(found: str) -> CtxextendError:
     return CtxextendError("the server's answer isn't understood", code="bad-answer", found=found)
 
 
-def _too_long(*, expected: str | None, found: str | None) -> UsageError:
+def _too_long(*, expected: str | None, found: str | None, shorter: str = "a shorter length") -> UsageError:
     return UsageError(
         "the sequence is longer than what the server takes",
         code="too-long",
         expected=expected,
         found=found,
-        hint="serve it with a longer context (--max-model-len, --context-length, --ctx-size), or a shorter --length",
+        hint=f"{shorter}, or serve it with a longer context (--max-model-len, --context-length, --ctx-size)",
     )

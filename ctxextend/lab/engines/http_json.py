@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import time
 import urllib.error
@@ -35,6 +36,30 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def may_send(url: str) -> bool:
+    """Whether a key that wasn't given for this server may be sent there.
+
+    Over https, or to an address that doesn't leave the machine or a private network. A host's name says neither.
+    """
+    parts = urlsplit(url)
+    if not parts.hostname or parts.scheme != "http":
+        return bool(parts.hostname) and parts.scheme == "https"
+    address = _address(parts.hostname)
+    return _is_loopback(parts.hostname) or (address is not None and address.is_private)
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
 class HttpJson:
     """One server. ``token`` is sent as a bearer token, and shown in no message."""
 
@@ -50,8 +75,7 @@ class HttpJson:
         self._token = token
         self._timeout = timeout
         # A proxy is for the servers of others.
-        local = parts.hostname == "localhost" or parts.hostname.startswith("127.") or parts.hostname == "::1"
-        handlers = [urllib.request.ProxyHandler({})] if local else []
+        handlers = [urllib.request.ProxyHandler({})] if _is_loopback(parts.hostname) else []
         self._opener = urllib.request.build_opener(_NoRedirect, *handlers)
 
     def get(self, path: str) -> dict[str, Any]:

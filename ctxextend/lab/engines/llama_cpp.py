@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctxextend.errors import CheckpointError, CtxextendError, RefusedError, UsageError
 from ctxextend.lab.engines.base import EngineFacts, Usage
+from ctxextend.lab.engines.host import peak_memory_bytes
 from ctxextend.lab.engines.libllama import (
     F16,
     F32,
@@ -152,7 +153,7 @@ class LlamaCppEngine:
     @property
     def usage(self) -> Usage:
         """The peak is of the whole process, and unknown on a GPU."""
-        peak = _peak_memory_bytes() if self._facts.device == "cpu" else None
+        peak = peak_memory_bytes() if self._facts.device == "cpu" else None
         return Usage(tokens=self._tokens, seconds=self._seconds, peak_memory_bytes=peak)
 
     def encode(self, text: str) -> list[int]:
@@ -311,15 +312,3 @@ def _log_softmax(logits: np.ndarray[Any, Any]) -> LogProbs:
     shifted = logits - logits.max(axis=1, keepdims=True)
     result: LogProbs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
-
-
-def _peak_memory_bytes() -> int | None:
-    """The most that this process has had in memory; None where the system doesn't tell."""
-    import sys
-
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

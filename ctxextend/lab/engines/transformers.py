@@ -7,20 +7,21 @@ text that begins alike is only read from where it differs.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ctxextend.errors import CheckpointError, MissingExtraError, RefusedError, UsageError
+from ctxextend.errors import CheckpointError, RefusedError, UsageError
 from ctxextend.lab.engines import kv
 from ctxextend.lab.engines.base import EngineFacts, Usage
+from ctxextend.lab.engines.host import first_line, peak_memory_bytes, require_modules, usable_device
 from ctxextend.lab.engines.length_tables import LengthTables
-from ctxextend.lab.memory import Widths, chunk_tokens
+from ctxextend.lab.engines.tokenizer import Tokenizer, read_json
+from ctxextend.lab.memory import Attention, Widths, chunk_tokens, row_bytes, same_widths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,69 +29,6 @@ if TYPE_CHECKING:
     from ctxextend.lab.engines.base import LogProbs
 
 _DTYPES: Final = ("float32", "bfloat16", "float16")
-
-
-class Tokenizer:
-    """Text to token ids and back, without special ones, and the ids that stand before every text."""
-
-    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
-        file = folder / "tokenizer.json"
-        if file.is_file():
-            from tokenizers import Tokenizer as Fast
-
-            fast = Fast.from_file(str(file))
-            fast.no_truncation()
-            fast.no_padding()
-            self._encode: Callable[[str, bool], list[int]] = lambda text, special: list(
-                fast.encode(text, add_special_tokens=special).ids
-            )
-            self._decode: Callable[[list[int]], str] = lambda ids: str(fast.decode(ids, skip_special_tokens=True))
-            self.opening = _opening(self._encode, _stated_opening(folder, fast.token_to_id))
-            return
-        slow = _slow_tokenizer(folder, trust_remote_code=trust_remote_code)
-        self._encode = lambda text, special: list(slow.encode(text, add_special_tokens=special))
-        self._decode = lambda ids: str(slow.decode(ids, skip_special_tokens=True))
-        self.opening = _opening(self._encode, None)
-
-    def encode(self, text: str) -> list[int]:
-        return self._encode(text, False)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self._decode(list(tokens))
-
-
-def _slow_tokenizer(folder: Path, *, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise CheckpointError(
-            f"its tokenizer can't be loaded: {_first_line(error)}",
-            code="broken-tokenizer",
-            file=str(folder),
-            hint="put the model's tokenizer.json into the folder",
-        ) from error
-
-
-def _opening(encode: Callable[[str, bool], list[int]], stated: tuple[int, ...] | None) -> tuple[int, ...]:
-    """What the tokenizer puts before a text; what tokenizer_config.json states goes before tokenizer.json."""
-    if stated is not None:
-        return stated
-    plain, whole = encode("a", False), encode("a", True)
-    starts = (at for at in range(len(whole) - len(plain) + 1) if whole[at : at + len(plain)] == plain)
-    return tuple(whole[: next(starts, 0)])
-
-
-def _stated_opening(folder: Path, token_id: Callable[[str], int | None]) -> tuple[int, ...] | None:
-    """The ids by ``add_bos_token``, which transformers lets overrule tokenizer.json; None where it isn't there."""
-    stated = _json(folder / "tokenizer_config.json")
-    if not isinstance(stated.get("add_bos_token"), bool):
-        return None
-    token = stated.get("bos_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    found = token_id(name) if isinstance(name, str) else None
-    return (found,) if stated["add_bos_token"] and found is not None else ()
 
 
 def load(
@@ -110,7 +48,7 @@ def load(
     Raises :class:`MissingExtraError`, :class:`CheckpointError` for what transformers can't load,
     :class:`RefusedError` for code that nobody asked to run or too little memory.
     """
-    _require("torch", "transformers", "accelerate")
+    require_modules("torch", "transformers", "accelerate")
     placed, shown = _place(device)
     known = ("auto", *_DTYPES)
     if dtype not in known:
@@ -121,48 +59,46 @@ def load(
         dtype = "float32" if shown.startswith("cpu") else "auto"
     with _quietly():
         config = _load_config(folder, trust_remote_code=trust_remote_code)
+        # Before the weights: what is missing here is known at once.
+        tokenizer = Tokenizer(folder, trust_remote_code=trust_remote_code)
         model = _load_model(folder, config, dtype=dtype, trust_remote_code=trust_remote_code, **placed)
     if model.device.type in ("cpu", "cuda"):
         kv.use_lean_attention(model)
-    tokenizer = Tokenizer(folder, trust_remote_code=trust_remote_code)
     return TransformersEngine(model.eval(), tokenizer, longest=longest, device=shown)
 
 
 def _place(device: str) -> tuple[dict[str, Any], str]:
     """What from_pretrained is told of the device, and how the device is shown."""
+    placed = usable_device(device)
     import torch
-    from transformers.distributed import DistributedConfig
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-        return {
-            "distributed_config": DistributedConfig(tp_plan="auto")
-        }, f"{kind}, tensor parallel over {os.environ['WORLD_SIZE']}"
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    together = os.environ.get("WORLD_SIZE", "1")
+    if int(together) > 1:
+        from transformers.distributed import DistributedConfig
+
+        kind = usable_device("auto")
+        if placed != kind:
+            raise UsageError(
+                f"torchrun gives every process a part of the model, on {kind}",
+                code="bad-option",
+                key="--device",
+                found=device,
+                hint="leave --device away, or torchrun",
+            )
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}, f"{kind}, tensor parallel over {together}"
     count = torch.cuda.device_count()
-    if device == "cuda" and count > 1:
+    if placed == "cuda" and count > 1:
         return {"device_map": "auto"}, f"{count} x cuda"
-    if device == "cpu":
+    if placed == "cpu":
         return {}, "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"torch can't use this device: {_first_line(error)}",
-            code="bad-device",
-            key="--device",
-            found=device,
-            hint="--device auto",
-        ) from error
-    return {"device_map": {"": device}}, device if device.startswith("cuda") else f"{device} (untested)"
+    return {"device_map": {"": placed}}, placed if placed.startswith("cuda") else f"{placed} (untested)"
 
 
 def _load_config(folder: Path, *, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    stated = _json(folder / "config.json")
+    stated = read_json(folder / "config.json")
     model_type = stated.get("model_type")
     if model_type not in CONFIG_MAPPING and not trust_remote_code:
         if stated.get("auto_map"):
@@ -204,12 +140,16 @@ def _load_model(folder: Path, config: Any, *, dtype: str, trust_remote_code: boo
     fitting = [auto for auto in classes if type(config) in auto._model_mapping]  # noqa: SLF001
     if not fitting and not remote:
         raise _unknown_type(folder, config.model_type)
+    _require_safetensors(folder)
     try:
         model, report = (AutoModelForCausalLM if remote else fitting[0]).from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            # Told below, by name, instead of by an exception that recommends this very option.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
             **placed,
         )
@@ -230,9 +170,25 @@ def _load_model(folder: Path, config: Any, *, dtype: str, trust_remote_code: boo
     return model
 
 
+def _require_safetensors(folder: Path) -> None:
+    """Raises :class:`RefusedError` for weights that are pickled: to read a pickle can run any code."""
+    pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in folder.glob(kind))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise RefusedError(
+            "these weights are pickled, and to read a pickle can run code that somebody put into it",
+            code="pickled-weights",
+            file=str(folder / pickled[0]),
+            expected="safetensors",
+            found=f"{len(pickled)} pickled file" + ("s" if len(pickled) > 1 else ""),
+            hint="take the model's safetensors revision, have the Hub convert it "
+            "(https://huggingface.co/spaces/safetensors/convert), or, of an author you trust, read each file with "
+            "torch.load(FILE, weights_only=True) and write it with safetensors.torch.save_file",
+        )
+
+
 def _cannot_load(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"transformers can't load it: {_first_line(error)}",
+        f"transformers can't load it: {first_line(error)}",
         code="cannot-load",
         file=str(folder),
         found=type(error).__name__,
@@ -244,7 +200,7 @@ def _no_memory() -> RefusedError:
     return RefusedError(
         "the device has run out of memory",
         code="not-enough-memory",
-        hint="a shorter --length, --dtype bfloat16, or --device cpu",
+        hint="a shorter length, --dtype bfloat16, or --device cpu",
     )
 
 
@@ -381,14 +337,14 @@ class TransformersEngine:
         """How many tokens are read at once where no logits are asked for, and where they are."""
         config = self.model.config.get_text_config(decoder=True)
         heads = getattr(config, "num_attention_heads", None) or 1
-        # A mask of bits and one of numbers; without a fused kernel all scores, thrice; on a card nothing.
-        attention, on_cpu = config._attn_implementation, self.model.device.type == "cpu"  # noqa: SLF001
-        row = 0 if attention == kv.LEAN and not on_cpu else 12 * heads if attention == "eager" else 5
+        stated, on_cpu = config._attn_implementation, self.model.device.type == "cpu"  # noqa: SLF001
+        attention: Attention = "lean" if stated == kv.LEAN else "eager" if stated == "eager" else "masked"
+        even = same_widths(lambda key: getattr(config, key, None))
         widths = Widths(
             feed_forward=getattr(config, "intermediate_size", None) or config.hidden_size,
             vocabulary=self._vocabulary,
             expanded=0,
-            row_bytes=row,
+            row_bytes=row_bytes(attention, heads=heads, on_cpu=on_cpu, even=even),
         )
         reading, answering = (chunk_tokens(length, widths, answers=answers, on_cpu=on_cpu) for answers in (False, True))
         return reading if self._limits_logits else answering, answering
@@ -428,8 +384,10 @@ class TransformersEngine:
         return logits
 
 
-def variant(engine: TransformersEngine, config: Mapping[str, Any]) -> TransformersEngine:
-    """The same weights, not copied, under another config.json.
+def variant(engine: TransformersEngine, config: Mapping[str, Any], *, longest: int | None = None) -> TransformersEngine:
+    """The same weights, not copied, under another config.json, with a cache for ``longest`` tokens.
+
+    Without ``longest`` the cache has as much room as the engine's own.
 
     The whole model is built anew, without weights, so that everything which the config decides when a model is
     made (tables, temperatures in a softmax scale) is as after from_pretrained.
@@ -455,7 +413,7 @@ def variant(engine: TransformersEngine, config: Mapping[str, Any]) -> Transforme
         model.load_state_dict(old.state_dict(), strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
-            "the weights don't fit this config", code="other-architecture", file="config.json", found=_first_line(error)
+            "the weights don't fit this config", code="other-architecture", file="config.json", found=first_line(error)
         ) from error
     model.tie_weights()
     model.generation_config = old.generation_config
@@ -467,7 +425,8 @@ def variant(engine: TransformersEngine, config: Mapping[str, Any]) -> Transforme
             for module in model.modules():
                 for name, buffer in module.named_buffers(recurse=False):
                     setattr(module, name, buffer.to(old.device))
-    return TransformersEngine(model.eval(), engine.tokenizer, longest=engine._longest, device=engine._device)  # noqa: SLF001
+    room = engine._longest if longest is None else longest  # noqa: SLF001
+    return TransformersEngine(model.eval(), engine.tokenizer, longest=room, device=engine._device)  # noqa: SLF001
 
 
 def _check_first(first: int) -> None:
@@ -491,17 +450,13 @@ def _normalised(logits: Any) -> LogProbs:
     return found
 
 
-def _peak_memory(device: Any) -> int:
+def _peak_memory(device: Any) -> int | None:
     """The most that was allocated on the cards, or that the process has held on the CPU."""
-    import resource
-    import sys
-
     import torch
 
     if device.type == "cuda":
         return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory_bytes()
 
 
 @contextmanager
@@ -520,24 +475,3 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _require(*modules: str) -> None:
-    import importlib.util
-
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise MissingExtraError(module, "lab")

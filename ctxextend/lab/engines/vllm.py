@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctxextend.errors import CtxextendError, RefusedError, UsageError
 from ctxextend.lab.engines.base import EngineFacts, Usage
-from ctxextend.lab.engines.transformers import Tokenizer
+from ctxextend.lab.engines.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ctxextend.lab.engines.base import LogProbs
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 BATCH_TOKENS: Final = 2048
 
 
-def load(folder: Path, *, context: int, tensor_parallel: int | None = None, dtype: str = "auto") -> VllmEngine:
+def load(
+    folder: Path,
+    *,
+    context: int,
+    tensor_parallel: int | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> VllmEngine:
     """The checkpoint in ``folder``, for sequences of at most ``context`` tokens, over all visible GPUs by default.
 
     Raises :class:`UsageError` when vLLM isn't installed, and :class:`CtxextendError` with what it said when it can't
@@ -43,6 +50,9 @@ def load(folder: Path, *, context: int, tensor_parallel: int | None = None, dtyp
         llm = vllm.LLM(
             model=str(folder),
             dtype=dtype,
+            # Never a pickle.
+            load_format="safetensors",
+            trust_remote_code=trust_remote_code,
             max_model_len=context,
             tensor_parallel_size=tensor_parallel or _visible_gpus(),
             enable_prefix_caching=True,
@@ -61,7 +71,7 @@ def load(folder: Path, *, context: int, tensor_parallel: int | None = None, dtyp
             found=" ".join(str(error).split())[:500],
             hint=f"see what it says: vllm serve {folder} --max-model-len {context}",
         ) from error
-    return VllmEngine(vllm, llm, Tokenizer(folder), context=context)
+    return VllmEngine(vllm, llm, Tokenizer(folder, trust_remote_code=trust_remote_code), context=context)
 
 
 def _visible_gpus() -> int:
