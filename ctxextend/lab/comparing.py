@@ -163,7 +163,8 @@ def _measured(bench: Bench, candidate: Planned) -> Candidate:
         bench.folder,
         anew=bench.anew,
     )
-    engine = bench.engine if candidate.plan is None else variant(bench.engine, config)
+    # The model as it is, too: what all are made of has room for short texts alone.
+    engine = variant(bench.engine, config, longest=wish.target)
     try:
         run(
             engine,

@@ -128,7 +128,7 @@ def eval_source(
         _require_record(opened, inspection, choice)
     documents = read_documents(texts)
     longest = max((*settings.lengths, *settings.short_lengths))
-    need_of(opened, inspection, choice, length=longest)
+    need_of(opened, inspection, choice, length=longest, beside=max(settings.short_lengths) if original else 0)
 
     def laid_out(
         encoder: measuring.Encoder, facts: EngineFacts | None
@@ -146,6 +146,7 @@ def eval_source(
     how.say("loading the model")
     with ExitStack() as stack:
         engine = stack.enter_context(closing(open_engine(opened, choice, length=longest)))
+        _require_room(engine, choice, settings, longest)
         found, cells, ledger = laid_out(engine, engine.facts)
         stack.enter_context(closing(ledger))
         if not how.before(_laid(cells, ledger, inspection)) or how.dry:
@@ -165,6 +166,22 @@ def eval_source(
             ledger=ledger,
             cells=cells,
             bounds=bounds,
+        )
+
+
+def _require_room(engine: Engine, choice: Choice, settings: Settings, longest: int) -> None:
+    """Raises :class:`UsageError` for lengths without room for the token that a server makes after a text."""
+    context = engine.facts.context
+    reads = {"perplexity", "sliding"} & set(settings.tasks)
+    room = context if context is None or not reads else context - 1
+    if choice.endpoint is not None and room is not None and longest > room:
+        raise UsageError(
+            "the server has no room for this length",
+            code="too-long",
+            key="--lengths",
+            expected=f"at most {room} tokens",
+            found=str(longest),
+            hint=f"--lengths {room}, or serve it with a longer context",
         )
 
 
@@ -209,7 +226,8 @@ def compare_source(
     _require_folder(how, opened)
     candidates = comparing.planned(opened, inspection, wanted, recipe)
     documents = read_documents(texts)
-    need_of(opened, inspection, choice, length=max(settings.lengths))
+    room = max(settings.short_lengths, default=1)
+    need_of(opened, inspection, choice, length=max(settings.lengths), beside=room)
 
     def laid_out(encoder: measuring.Encoder, facts: EngineFacts | None) -> tuple[measuring.Material, Laid]:
         found = measuring.material(encoder, documents)
@@ -232,7 +250,7 @@ def compare_source(
         how.before(laid_out(tokenizer, None)[1])
         return None
     how.say("loading the model")
-    with closing(open_engine(opened, choice, length=max(settings.lengths))) as engine:
+    with closing(open_engine(opened, choice, length=room)) as engine:
         assert isinstance(engine, TransformersEngine)
         found, laid = laid_out(engine, engine.facts)
         if not how.before(laid) or how.dry:
@@ -404,7 +422,7 @@ def _other(
         from ctxextend.lab.engines.transformers import TransformersEngine, variant
 
         assert isinstance(engine, TransformersEngine)
-        return variant(engine, inspection.config)
+        return variant(engine, inspection.config, longest=max(settings.short_lengths))
     if against is None:
         return None
     longest = max(settings.short_lengths)
