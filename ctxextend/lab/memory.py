@@ -22,8 +22,9 @@ from ctxextend.lengths import show_bytes, show_tokens
 CHUNK_BYTES: Final = 256 << 20
 SHORTEST_CHUNK: Final = 64
 LONGEST_CHUNK: Final = 2048
-#: On the CPU, whose kernels work through what a mask hides too: of a chunk's own triangle, half.
-LONGEST_CPU_CHUNK: Final = 512
+#: On the CPU, whose matrix products are slow on few rows, and which has memory rather than time.
+CPU_CHUNK_BYTES: Final = 512 << 20
+LONGEST_CPU_CHUNK: Final = 1024
 
 #: What Python, torch and its libraries take before a model is there, by measurement on Linux.
 LIBRARIES_BYTES: Final = 512 << 20
@@ -99,8 +100,8 @@ def chunk_tokens(length: int, widths: Widths, *, answers: bool, on_cpu: bool = F
     if answers:
         # The model's own logits, those in float32, and what is made of them.
         row = max(row, 12 * widths.vocabulary)
-    most = min(LONGEST_CHUNK, LONGEST_CPU_CHUNK) if on_cpu else LONGEST_CHUNK
-    return max(SHORTEST_CHUNK, min(most, CHUNK_BYTES // row // 64 * 64))
+    most, budget = (LONGEST_CPU_CHUNK, CPU_CHUNK_BYTES) if on_cpu else (LONGEST_CHUNK, CHUNK_BYTES)
+    return max(SHORTEST_CHUNK, min(most, budget // row // 64 * 64))
 
 
 def row_bytes(attention: Attention, *, heads: int, on_cpu: bool, even: bool) -> int:

@@ -88,7 +88,7 @@ SCALINGS: Mapping[str, Mapping[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks even for texts of a few hundred tokens."""
-    monkeypatch.setattr(memory, "LONGEST_CHUNK", 64)
+    monkeypatch.setattr(memory, "LONGEST_CPU_CHUNK", 64)
 
 
 @cache
@@ -210,8 +210,8 @@ def test_logits_are_made_only_where_they_are_asked_for(monkeypatch: pytest.Monke
 
 
 def test_a_large_vocabulary_makes_chunks_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "LONGEST_CHUNK", 2048)
-    monkeypatch.setattr(memory, "CHUNK_BYTES", 2048 * 12 * 128)
+    monkeypatch.setattr(memory, "LONGEST_CPU_CHUNK", 2048)
+    monkeypatch.setattr(memory, "CPU_CHUNK_BYTES", 2048 * 12 * 128)
     assert [len(part) for part in load(DEMO).log_probs(text(400))] == [128, 128, 128, 15]
 
 
@@ -401,10 +401,10 @@ def test_an_eager_model_is_read_in_chunks_whose_scores_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made({**TINY, "model_type": "gemma2", "head_dim": 16, "sliding_window": 50}, tmp_path / "made")
-    monkeypatch.setattr(memory, "LONGEST_CHUNK", 512)
+    monkeypatch.setattr(memory, "LONGEST_CPU_CHUNK", 512)
     engine = load(folder)
     # 4 heads, three times four bytes; 256 tokens of 400 keys each.
-    monkeypatch.setattr(memory, "CHUNK_BYTES", 4 * 12 * 400 * 256)
+    monkeypatch.setattr(memory, "CPU_CHUNK_BYTES", 4 * 12 * 400 * 256)
     assert engine._chunks(400)[0] == 256
     opened = open_source(str(folder))
     widths = memory.widths_of(inspect_source(opened, Recipe()), on_cpu=True)

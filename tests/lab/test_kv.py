@@ -211,3 +211,20 @@ def test_on_a_card_a_long_chunk_needs_no_mask() -> None:
         made(input_ids=ids[:, 30720:], past_key_values=cache, logits_to_keep=1)
     # A mask would be 2048 x 32768 bytes, repeated keys and values 64 MiB.
     assert torch.cuda.max_memory_allocated() - before < 48 << 20
+
+
+def test_blocks_of_a_long_chunk_see_what_one_mask_lets_them() -> None:
+    """Three blocks, the last not whole, of queries that follow others; grouped heads."""
+    torch.manual_seed(0)
+    asked, seen = 2 * kv._BLOCK + 70, 900
+    query, key, value = torch.randn(1, 4, asked, 16), torch.randn(1, 2, seen, 16), torch.randn(1, 2, seen, 16)
+    repeated = [part.repeat_interleave(2, dim=1) for part in (key, value)]
+    scores = (query @ repeated[0].transpose(-1, -2) * 0.3).masked_fill(
+        ~torch.ones(asked, seen).tril(seen - asked).bool(), float("-inf")
+    )
+    kv.drop_masks()
+    found, _ = kv._attend(torch.nn.Module(), query, key, value, None, scaling=0.3)
+    torch.testing.assert_close(found, (scores.softmax(-1) @ repeated[1]).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    assert kv._diagonal.cache_info().currsize == 3
+    kv.drop_masks()
+    assert not kv._diagonal.cache_info().currsize

@@ -7,8 +7,10 @@ layers of any other kind (sliding, recurrent, shared) stay as transformers makes
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
+
+from ctxextend.lab.memory import LONGEST_CPU_CHUNK
 
 #: The name under which attention that repeats nothing is known to transformers.
 LEAN: Final = "ctxextend_lean"
@@ -116,6 +118,11 @@ def use_lean_attention(model: Any) -> bool:
     return True
 
 
+def drop_masks() -> None:
+    """Give back the masks that layers share: of a long text they are large."""
+    _diagonal.cache_clear()
+
+
 @cache
 def _register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -126,14 +133,14 @@ def _register() -> None:
 
 
 def _mask(*, q_length: int, kv_length: int, q_offset: int, kv_offset: int, **settings: Any) -> Any:
-    """On a card no mask where every query sees all that stands before it; on the CPU the stock one as numbers."""
+    """No mask where every query sees all that stands before it; elsewhere the stock one, on the CPU as numbers."""
     import torch
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     on_cpu = _is_cpu(settings.get("device", "cpu"))
     causal = settings.get("mask_function") is causal_mask_function and settings.get("attention_mask") is None
     whole = kv_offset == 0 and kv_length == q_offset + q_length and settings.get("local_size") is None
-    if not on_cpu and causal and whole and settings.get("allow_is_causal_skip", True):
+    if causal and whole and settings.get("allow_is_causal_skip", True):
         return None
     mask = sdpa_mask(q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset, **settings)
     if mask is None or not on_cpu:
@@ -162,9 +169,11 @@ def _attend(
     causal = settings.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     mask = attention_mask
+    extra = any(settings.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
+    if mask is None and causal and not extra and asked not in (1, seen) and _is_cpu(query.device):
+        return _in_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
     if mask is None and causal and asked not in (1, seen):
         mask = bias.causal_lower_right(asked, seen)
-    extra = any(settings.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
     ours = isinstance(mask, bias.CausalBias)
     if mask is None or extra or not (ours or query.device.type == "cpu"):
         mask = mask._materialize(query.device)[None, None] if ours else mask  # noqa: SLF001
@@ -173,3 +182,41 @@ def _attend(
         query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return attended.transpose(1, 2).contiguous(), None
+
+
+#: Queries that the CPU's kernel is given at once: it computes what a mask hides, which blocks as small keep little.
+_BLOCK: Final = 256
+
+
+def _in_blocks(query: Any, key: Any, value: Any, scaling: float | None) -> Any:
+    """Causal attention on the CPU, block by block over no more keys than each can see; shapes as in the kernel."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    asked, seen = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    parts = []
+    for start in range(0, asked, _BLOCK):
+        end = min(start + _BLOCK, asked)
+        visible = seen - asked + end
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, :visible],
+                value[:, :, :visible],
+                attn_mask=_diagonal(end - start, visible, query.dtype),
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+@lru_cache(maxsize=LONGEST_CPU_CHUNK // _BLOCK)
+def _diagonal(asked: int, seen: int, dtype: Any) -> Any:
+    """The mask, as numbers, of the last ``asked`` of ``seen`` tokens; the layers of a chunk share it."""
+    import torch
+
+    mask = torch.zeros((1, 1, asked, seen), dtype=dtype)
+    mask[..., seen - asked :] = torch.full((asked, asked), float("-inf"), dtype=dtype).triu(1)
+    return mask
