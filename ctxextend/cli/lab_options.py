@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ import typer
 from ctxextend.apply import Progress
 from ctxextend.cli.console import Console, InterruptError
 from ctxextend.cli.options import settings_of
-from ctxextend.errors import MissingExtraError, UnknownNameError, UsageError
+from ctxextend.errors import UnknownNameError, UsageError
 from ctxextend.lab.names import BOUNDS, TASKS, EngineName, Task
 from ctxextend.lengths import parse_tokens
 
@@ -181,8 +180,10 @@ def _cost(laid: Laid) -> str:
 
 def require_charts(folder: Path | None) -> None:
     """Raises :class:`MissingExtraError` where a report is wanted and can't be drawn, before hours of measuring."""
-    if folder is not None and importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "lab")
+    if folder is not None:
+        from ctxextend.lab.charts import require_matplotlib
+
+        require_matplotlib()
 
 
 def write(console: Console, folder: Path | None, document: Evaluation | Comparison) -> None:

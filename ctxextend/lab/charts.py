@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import html
-import importlib.util
 import io
 import math
 import re
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from ctxextend.errors import MissingExtraError
+from ctxextend.lab.engines.host import require_modules
 from ctxextend.lengths import show_tokens
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ class Bar(Struct, frozen=True, kw_only=True):
 
 def require_matplotlib() -> None:
     """Raises :class:`MissingExtraError` where the charts can't be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "lab")
+    require_modules("matplotlib")
 
 
 def position_chart(panels: Sequence[Panel], *, width: int, title: str | None = None) -> Figure:

@@ -17,7 +17,7 @@ from ctxextend.errors import RefusedError
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.inspection import Inspection
 from ctxextend.lab.engines.transformers import TransformersEngine, variant
-from ctxextend.lab.evaluation import Material, Progress, cells_of, identity, run, spectra, spent, summary
+from ctxextend.lab.evaluation import Material, Progress, cells_of, run, spectra, spent, summary
 from ctxextend.lab.ledger import Ledger, name_for
 from ctxextend.lab.names import UNTOUCHED
 from ctxextend.lab.results import Best, Candidate, Comparison, Cost, Curve, Rate, Settings
@@ -47,7 +47,10 @@ class Planned(Struct, frozen=True, kw_only=True):
 
 
 def planned(opened: Opened, inspection: Inspection, wishes: Iterable[Wish], recipe: Recipe) -> tuple[Planned, ...]:
-    """Each wish's plan. A refusal is kept as a sentence: the others are still worth comparing."""
+    """Each wish's plan. A refusal is kept as a sentence: the others are still worth comparing.
+
+    Raises :class:`UsageError` for a parameter that can't be.
+    """
     return tuple(_planned(opened, inspection, wish, recipe) for wish in wishes)
 
 
@@ -86,12 +89,14 @@ def ledger_of(
 class Bench(Struct, frozen=True, kw_only=True):
     """What all candidates share. ``folder`` keeps results as they come; None keeps none.
 
+    ``shared``: what decides the numbers of all, for their ledgers.
     ``original``: what candidates are held against at short lengths, ``engine`` itself where it is that.
     """
 
     opened: Opened
     inspection: Inspection
     recipe: Recipe
+    shared: Mapping[str, Any]
     engine: TransformersEngine
     original: TransformersEngine
     found: Material
@@ -159,7 +164,7 @@ def _measured(bench: Bench, candidate: Planned) -> Candidate:
     ledger = ledger_of(
         candidate,
         bench.opened,
-        identity(bench.opened, bench.engine.facts, bench.found, settings, against=None),
+        bench.shared,
         bench.folder,
         anew=bench.anew,
     )
@@ -241,13 +246,11 @@ def _passkey(candidate: Candidate) -> Rate | None:
     return next(found, None)
 
 
-def original_of(engine: TransformersEngine, inspection: Inspection) -> TransformersEngine | None:
+def original_of(engine: TransformersEngine, inspection: Inspection) -> TransformersEngine:
     """The model as its weights know it: itself, or as its record says that it was before ctxextend extended it.
 
-    None where a scaling was added by somebody else's hand: what stood there before it isn't known for sure.
+    Of a scaling that was added by somebody else's hand nothing tells what stood there before.
     """
-    if any(group.scaling is not None and group.origin == "bolted-on" for group in inspection.groups):
-        return None
     return engine if inspection.record is None else variant(engine, inspection.config)
 
 

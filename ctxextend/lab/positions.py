@@ -128,7 +128,7 @@ def curve(results: Iterable[PositionResult], *, length: int) -> Curve:
         raise _nothing(length)
 
     def over(chosen_edges: Sequence[tuple[int, int]]) -> float:
-        return _perplexity(sum(sums[edge] for edge in chosen_edges), sum(counts[edge] for edge in chosen_edges))
+        return perplexity_of(sum(sums[edge] for edge in chosen_edges), sum(counts[edge] for edge in chosen_edges))
 
     again = [result.within for result in chosen if result.within is not None]
     past = [edge for edge in edges if again and edge[0] >= again[0].start]
@@ -138,7 +138,7 @@ def curve(results: Iterable[PositionResult], *, length: int) -> Curve:
         windows=len(chosen),
         whole=over(edges),
         points=tuple(Point(start=edge[0], end=edge[1], count=counts[edge], perplexity=over([edge])) for edge in edges),
-        ratio=over(past) / _perplexity(*within) if again else None,
+        ratio=over(past) / perplexity_of(*within) if again else None,
     )
 
 
@@ -186,7 +186,7 @@ def sliding(results: Iterable[SlidingResult], *, length: int) -> Sliding:
         length=length,
         stride=chosen[0].cell.stride,
         windows=len(chosen),
-        perplexity=_perplexity(sum(result.nats for result in chosen), sum(result.count for result in chosen)),
+        perplexity=perplexity_of(sum(result.nats for result in chosen), sum(result.count for result in chosen)),
     )
 
 
@@ -237,8 +237,8 @@ def short(results: Iterable[ShortResult], *, length: int) -> Short:
     count = sum(result.count for result in chosen)
     if count == 0:
         raise _nothing(length)
-    perplexity = _perplexity(sum(result.nats for result in chosen), count)
-    original = _perplexity(sum(result.nats_against for result in chosen), count)
+    perplexity = perplexity_of(sum(result.nats for result in chosen), count)
+    original = perplexity_of(sum(result.nats_against for result in chosen), count)
     return Short(
         length=length,
         count=count,
@@ -290,7 +290,7 @@ def _side_by_side(one: Iterator[LogProbs], other: Iterator[LogProbs]) -> Iterato
         right = right[rows:] if len(right) > rows else next(other, None)
 
 
-def _perplexity(nats: float, count: int) -> float:
+def perplexity_of(nats: float, count: int) -> float:
     """exp(mean loss); infinite where a float can't hold it."""
     try:
         return math.exp(nats / count)

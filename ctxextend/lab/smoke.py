@@ -18,6 +18,7 @@ from ctxextend.inspection import Inspection
 from ctxextend.lab import retrieval
 from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.names import SMOKE_PASSKEY, SMOKE_PERPLEXITY_RATIO
+from ctxextend.lab.positions import perplexity_of
 from ctxextend.lab.prompts import NO_ROOM
 from ctxextend.lab.results import RetrievalCell, Settings
 from ctxextend.lab.texts import Document
@@ -259,8 +260,7 @@ class _Run:
         for where, offset in self.offsets():
             self.say(f"reading to {offset}")
             nats = [loss for passage in self.passages for loss in self._losses_at(offset, passage)]
-            mean = sum(nats) / len(nats)
-            perplexity = math.exp(mean) if mean < _OVERFLOW else math.inf
+            perplexity = perplexity_of(sum(nats), len(nats))
             self.read.append(Passage(where=where, offset=offset, perplexity=perplexity, ratio=None))
         if not all(math.isfinite(passage.perplexity) for passage in self.read):
             return SmokeCheck(name="sense", ok=False, detail=f"a loss isn't finite: {_listed(self.read)}")
@@ -309,7 +309,7 @@ class _Run:
             stepped = self._stepped(end)
             if not all(map(math.isfinite, stepped)):
                 return SmokeCheck(name="decoding", ok=False, detail=f"a loss before {end} isn't finite")
-            told.append(f"{end - _STEPS} to {end}: {_mean(stepped):.3f} nats")
+            told.append(f"{end - _STEPS} to {end}: {sum(stepped) / len(stepped):.3f} nats")
         return SmokeCheck(name="decoding", ok=True, detail=f"one token at a time, {', '.join(told)}")
 
     def _answering(self) -> SmokeCheck:
@@ -428,10 +428,6 @@ class _Run:
         return self.engine
 
 
-#: Above this many nats a perplexity is no number any more.
-_OVERFLOW: Final = 700.0
-
-
 def memory_line(report: SmokeReport) -> str:
     """Peak memory against what was expected, as a page shows it."""
     parts = [f"peak {show_bytes(report.peak_memory_bytes)}" if report.peak_memory_bytes is not None else "peak unknown"]
@@ -449,7 +445,3 @@ def _skipped(name: str, why: str) -> SmokeCheck:
 
 def _listed(passages: Sequence[Passage]) -> str:
     return ", ".join(f"{p.perplexity:.1f} at {p.offset}" for p in passages)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -229,7 +229,9 @@ def compare_source(
     room = max(settings.short_lengths, default=1)
     need_of(opened, inspection, choice, length=max(settings.lengths), beside=room)
 
-    def laid_out(encoder: measuring.Encoder, facts: EngineFacts | None) -> tuple[measuring.Material, Laid]:
+    def laid_out(
+        encoder: measuring.Encoder, facts: EngineFacts | None
+    ) -> tuple[measuring.Material, Mapping[str, object], Laid]:
         found = measuring.material(encoder, documents)
         shared = measuring.identity(opened, facts, found, settings, against=None)
         laid = [
@@ -243,25 +245,25 @@ def compare_source(
             for candidate in candidates
             if candidate.refused is None
         ]
-        return found, _together(laid)
+        return found, shared, _together(laid)
 
     tokenizer = _tokenizer(opened, choice) if how.dry else None
     if tokenizer is not None:
-        how.before(laid_out(tokenizer, None)[1])
+        how.before(laid_out(tokenizer, None)[-1])
         return None
     how.say("loading the model")
     with closing(open_engine(opened, choice, length=room)) as engine:
         assert isinstance(engine, TransformersEngine)
-        found, laid = laid_out(engine, engine.facts)
+        found, shared, laid = laid_out(engine, engine.facts)
         if not how.before(laid) or how.dry:
             return None
-        original = comparing.original_of(engine, inspection) if short else None
         bench = comparing.Bench(
             opened=opened,
             inspection=inspection,
             recipe=recipe,
+            shared=shared,
             engine=engine,
-            original=original or engine,
+            original=comparing.original_of(engine, inspection) if short else engine,
             found=found,
             settings=settings,
             folder=how.folder,
