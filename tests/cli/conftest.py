@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.support import MISTRAL, build
+from tests.cli.support import DEMO, MISTRAL, build, tree
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,11 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(pristine: Path, tmp_path: Path) -> Path:
     """A copy for this test alone."""
     return Path(shutil.copytree(pristine, tmp_path / "source"))
+
+
+@pytest.fixture(scope="module")
+def demo_is_left_alone() -> Iterator[None]:
+    """Whatever a module runs on the demo checkpoint, it stays as it is."""
+    before = tree(DEMO)
+    yield
+    assert tree(DEMO) == before

@@ -20,6 +20,9 @@ from safetensors.numpy import save_file
 
 from ctxextend.cli.main import main
 
+#: The checkpoint that comes with the project.
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
+
 TRAINED = 512
 INDEX = "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")

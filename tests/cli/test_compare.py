@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.support import Ran, call, driven, finish, read_json, run, tree
+from tests.cli.support import DEMO, Ran, call, driven, finish, read_json, run, tree
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
+pytestmark = pytest.mark.usefixtures("demo_is_left_alone")
+
 TEXT = ("--text", DEMO.parent / "heldout.txt")
 TASKS = ("--tasks", "perplexity,short", "--short-lengths", "128")
 #: ExLlamaV2 reads no attention factor, so that one of these can't be given to it.
 METHODS = ("--methods", "none,yarn,linear,yarn:attention_factor=1.7", "--runtimes", "exllamav2", "--lengths", "1k")
 NATIVE = ("none", "yarn", "linear")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def demo_is_left_alone() -> Iterator[None]:
-    """Whatever is run here, the checkpoint stays as it is."""
-    before = tree(DEMO)
-    yield
-    assert tree(DEMO) == before
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.cli.support import Ran, call, driven, finish, read_json, run, tree
+from tests.cli.support import DEMO, Ran, call, driven, finish, read_json, run, tree
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
+pytestmark = pytest.mark.usefixtures("demo_is_left_alone")
+
 TEXT = ("--text", DEMO.parent / "heldout.txt")
 #: Two windows at each of two lengths, and a pass key at each depth and length.
 SMALL = (*TEXT, "--lengths", "256,1k", "--windows", "2", "--depths", "0.2,0.8", "--samples", "1")
@@ -53,14 +53,6 @@ class Reported(NamedTuple):
         """The header and every result, without what it cost."""
         lines = map(json.loads, (self.folder / "cells.jsonl").read_text().splitlines())
         return [{key: value for key, value in line.items() if key not in ("seconds", "tokens")} for line in lines]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def demo_is_left_alone() -> Iterator[None]:
-    """Whatever is run here, the checkpoint stays as it is."""
-    before = tree(DEMO)
-    yield
-    assert tree(DEMO) == before
 
 
 @pytest.fixture(scope="module")

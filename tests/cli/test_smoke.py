@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.cli.support import Ran, call, contents, driven, edit_config, finish, read_json, run, tree
+from tests.cli.support import DEMO, Ran, call, contents, driven, edit_config, finish, read_json, run, tree
 
-DEMO = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
+pytestmark = pytest.mark.usefixtures("demo_is_left_alone")
+
 TEXT = ("--text", DEMO.parent / "heldout.txt")
 TRAINED = 256
 CHECKS = ["positions", "rope", "sense", "decoding", "cached", "passkey"]
@@ -25,14 +26,6 @@ LONGEST = re.compile(r"(\d+) (tokens )?is the longest that fits")
 
 #: The command as it runs where the lab isn't installed.
 WITHOUT_TORCH = "import sys\nfor name in ('torch', 'transformers', 'accelerate'): sys.modules[name] = None"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def demo_is_left_alone() -> Iterator[None]:
-    """Whatever is run here, the checkpoint stays as it is."""
-    before = tree(DEMO)
-    yield
-    assert tree(DEMO) == before
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ctxextend.lab.engines.libllama import ContextParams
 from tests.gguf_factory import keys
 
 Array = np.ndarray[Any, Any]
@@ -32,38 +33,6 @@ class ModelParams(c.Structure):
         ("load_mode", c.c_int),
         ("lazy_mode", c.c_int),
         ("main_gpu", c.c_int32),
-        ("rest", c.c_char * 320),
-    )
-
-
-class ContextParams(c.Structure):
-    _fields_ = (
-        ("n_ctx", c.c_uint32),
-        ("n_batch", c.c_uint32),
-        ("n_ubatch", c.c_uint32),
-        ("n_seq_max", c.c_uint32),
-        ("n_rs_seq", c.c_uint32),
-        ("n_outputs_max", c.c_uint32),
-        ("n_outputs_max_per_seq", c.c_uint32),
-        ("n_threads", c.c_int32),
-        ("n_threads_batch", c.c_int32),
-        ("ctx_type", c.c_int),
-        ("rope_scaling_type", c.c_int),
-        ("pooling_type", c.c_int),
-        ("attention_type", c.c_int),
-        ("flash_attn_type", c.c_int),
-        ("rope_freq_base", c.c_float),
-        ("rope_freq_scale", c.c_float),
-        ("yarn_ext_factor", c.c_float),
-        ("yarn_attn_factor", c.c_float),
-        ("yarn_beta_fast", c.c_float),
-        ("yarn_beta_slow", c.c_float),
-        ("yarn_orig_ctx", c.c_uint32),
-        ("defrag_thold", c.c_float),
-        ("cb_eval", c.c_void_p),
-        ("cb_eval_user_data", c.c_void_p),
-        ("type_k", c.c_int),
-        ("type_v", c.c_int),
         ("rest", c.c_char * 320),
     )
 
