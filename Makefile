@@ -7,6 +7,9 @@ export OMP_WAIT_POLICY := passive
 STAMP := $(VENV)/.ready
 # Older releases of transformers, which the tests run: scripts/fetch_runtimes.py.
 RUNTIMES := .runtimes/.ready
+# Processes side by side, each with one thread: for models this small a second thread only gets in the way. The tests
+# of a file stay in one process, as they share what was made for them.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all check docs bench clean
 
@@ -14,12 +17,12 @@ demo: $(STAMP)
 	$(BIN)/python demo/run.py
 
 test: $(STAMP) $(RUNTIMES) check
-	$(BIN)/python -m pytest -q -m "not full"
+	$(PYTEST) -m "not full"
 
 # The everyday tests, the full grids, and the real model, which is fetched first.
 test-all: $(STAMP) $(RUNTIMES) check
 	$(BIN)/python scripts/fetch_assets.py
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

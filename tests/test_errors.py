@@ -43,7 +43,7 @@ def test_the_tree_that_is_drawn() -> None:
     assert drawn == EXIT_CODES
 
 
-@pytest.mark.parametrize("name", EXIT_CODES.keys() - {"UnknownNameError", "MissingExtraError"})
+@pytest.mark.parametrize("name", sorted(EXIT_CODES.keys() - {"UnknownNameError", "MissingExtraError"}))
 def test_the_details(name: str) -> None:
     error = classes()[name]("what", code="c", file="f", key="k", expected="e", found="g", hint="h")
     assert str(error) == "what"

@@ -23,6 +23,14 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("windowed") / "tiny", MISTRAL)
 
 
+@pytest.fixture(scope="session")
+def excerpt(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The option for a quarter of the held-out text: llama.cpp takes seconds to find the tokens of the whole."""
+    file = tmp_path_factory.mktemp("excerpt") / "excerpt.txt"
+    file.write_bytes((DEMO.parent / "heldout.txt").read_bytes()[:24_000])
+    return "--text", file
+
+
 @pytest.fixture
 def source(pristine: Path, tmp_path: Path) -> Path:
     """A copy for this test alone."""

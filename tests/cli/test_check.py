@@ -46,13 +46,13 @@ def test_the_page(card: Path) -> None:
     assert f"vllm serve {card} --max-model-len 2048" in " ".join(ran.out.split())
     assert "\x1b" not in ran.out
     assert "more for information: -v" in ran.out
-    verbose = run("check", card, "-v", code=5).out
+    verbose = call("check", card, "-v", code=5).out
     assert "rope_scaling" in verbose
     assert verbose.count("info ") > ran.out.count("info ")
 
 
 def test_what_is_right_ends_with_0(pristine: Path) -> None:
-    ran = run("check", pristine, code=0)
+    ran = call("check", pristine, code=0)
     assert "agrees" in ran.out
     assert "error" not in ran.out
 
@@ -90,13 +90,13 @@ def test_against_a_plan_and_against_another_checkpoint(source: Path, tmp_path: P
 def test_fix_writes_a_mended_copy(card: Path, tmp_path: Path) -> None:
     before = tree(card)
     out = tmp_path / "fixed"
-    diff = run("check", card, "--fix", "--dry-run", code=0).out
+    diff = call("check", card, "--fix", "--dry-run", code=0).out
     assert '+  "max_position_embeddings": 2048,' in diff
     assert not out.exists()
     ran = run("check", card, "--fix", "--out", out, code=0)
     assert ran.out.strip() == str(out)
     assert tree(card) == before
-    assert run("check", out, code=0)
+    assert call("check", out, code=0)
     assert read_json(out / "tokenizer_config.json")["model_max_length"] == 2048
     assert (out / "model-00001-of-00002.safetensors").read_bytes() == (
         card / "model-00001-of-00002.safetensors"
@@ -114,7 +114,7 @@ def test_fix_where_it_is_told_nothing_goes_to_a_name_of_its_own(card: Path, tmp_
 
 def test_what_can_be_read_in_two_ways_is_refused(source: Path, tmp_path: Path) -> None:
     edit_config(source, rope_scaling={"rope_type": "yarn", "factor": 4.0}, max_position_embeddings=2048)
-    ran = run("check", source, "--fix", "--out", tmp_path / "fixed", code=3)
+    ran = call("check", source, "--fix", "--out", tmp_path / "fixed", code=3)
     assert "two ways" in ran.err
     assert "--original-context" in ran.err
     call("check", source, "--fix", "--original-context", "512", "--out", tmp_path / "fixed", code=0)
@@ -135,19 +135,19 @@ def test_what_can_be_read_in_two_ways_is_refused(source: Path, tmp_path: Path) -
     ],
 )
 def test_wrong_calls(pristine: Path, args: tuple[str, ...], code: int, said: str) -> None:
-    ran = run("check", pristine, *args, code=code)
+    ran = call("check", pristine, *args, code=code)
     assert said in ran.err
     assert not ran.out
 
 
 def test_a_plan_that_is_none(pristine: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
-    ran = run("check", pristine, "--against", tmp_path / "plan.json", code=1)
+    ran = call("check", pristine, "--against", tmp_path / "plan.json", code=1)
     assert "the plan can't be read" in ran.err
 
 
 def test_fix_of_what_is_right_writes_nothing(source: Path, tmp_path: Path) -> None:
-    ran = run("check", source, "--fix", "--out", tmp_path / "fixed", code=0)
+    ran = call("check", source, "--fix", "--out", tmp_path / "fixed", code=0)
     assert "nothing" in ran.err
     assert not ran.out
     assert not (tmp_path / "fixed").exists()
@@ -155,10 +155,10 @@ def test_fix_of_what_is_right_writes_nothing(source: Path, tmp_path: Path) -> No
 
 def test_a_table_of_another_size_is_valid_json(pristine: Path, tmp_path: Path) -> None:
     other = build(tmp_path / "other", {**LLAMA, "num_attention_heads": 2, "num_key_value_heads": 1})
-    ran = run("check", pristine, "--against", other, "--json", code=5)
+    ran = call("check", pristine, "--against", other, "--json", code=5)
     found = json.loads(ran.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert found["runtimes"][0]["groups"][0]["inv_freq_error"] is None
-    assert "another table" in run("check", pristine, "--against", other, code=5).out
+    assert "another table" in call("check", pristine, "--against", other, code=5).out
 
 
 def test_an_output_is_held_to_the_runtimes_that_it_was_made_for(source: Path, tmp_path: Path) -> None:

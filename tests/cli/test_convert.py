@@ -68,7 +68,7 @@ def test_the_output_is_named_after_what_was_done(pristine: Path, tmp_path: Path)
 
 
 def test_modes_are_sane(pristine: Path, tmp_path: Path) -> None:
-    run("convert", pristine, *YARN, "--out", tmp_path / "out", code=0)
+    call("convert", pristine, *YARN, "--out", tmp_path / "out", code=0)
     mask = 0o022
     for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")):
         mode = path.stat().st_mode
@@ -164,7 +164,7 @@ def test_converting_again_changes_nothing(pristine: Path, tmp_path: Path) -> Non
 
 def test_config_only(pristine: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    ran = run("convert", pristine, *YARN, "--out", out, "--config-only", code=0)
+    ran = call("convert", pristine, *YARN, "--out", out, "--config-only", code=0)
     assert str(out / "ctxextend-overrides.json") in ran.err
     assert set(contents(out)) == {*WRITTEN, "ctxextend.json", "ctxextend-overrides.json"}
     config, overrides = read_json(out / "config.json"), read_json(out / "ctxextend-overrides.json")
@@ -196,7 +196,7 @@ def test_a_pickled_checkpoint_is_carried_and_never_opened(tmp_path: Path) -> Non
     # Unpickling this would end the process with code 7.
     (source / "pytorch_model.bin").write_bytes(b"cposix\n_exit\n(I7\ntR.")
     call("inspect", source, code=0)
-    run("convert", source, *YARN, "--out", tmp_path / "out", code=0)
+    call("convert", source, *YARN, "--out", tmp_path / "out", code=0)
     assert sha256(tmp_path / "out" / "pytorch_model.bin") == sha256(source / "pytorch_model.bin")
     assert read_json(tmp_path / "out" / "config.json")["max_position_embeddings"] == TARGET
 
@@ -228,17 +228,17 @@ def test_force_replaces_an_output_of_ours_whole(pristine: Path, tmp_path: Path) 
     ran = run("convert", pristine, *YARN, "--out", out, code=3)
     assert "--force" in ran.err
     assert (out / "added.txt").exists()
-    kept = run("convert", pristine, "--method", "ntk", "--target", "1k", "--out", out, "--force", code=3)
+    kept = call("convert", pristine, "--method", "ntk", "--target", "1k", "--out", out, "--force", code=3)
     assert "added.txt" in kept.err
     assert (out / "added.txt").read_text() == "by hand"
     (out / "added.txt").unlink()
-    run("convert", pristine, "--method", "ntk", "--target", "1k", "--out", out, "--force", code=0)
+    call("convert", pristine, "--method", "ntk", "--target", "1k", "--out", out, "--force", code=0)
     assert read_json(out / "config.json")["max_position_embeddings"] == 2 * TRAINED
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
 def test_auto_within_the_trained_length_carries_everything(pristine: Path, tmp_path: Path) -> None:
-    ran = run("convert", pristine, "--target", "256", "--out", tmp_path / "out", code=0)
+    ran = call("convert", pristine, "--target", "256", "--out", tmp_path / "out", code=0)
     assert "none: the weights were trained for 512 tokens, which holds 256" in ran.err
     now = contents(tmp_path / "out")
     del now["ctxextend.json"]

@@ -75,7 +75,7 @@ def test_a_conversion_on_a_terminal(pristine: Path, tmp_path: Path) -> None:
 
 
 def test_no_bars_without_a_terminal(pristine: Path, tmp_path: Path) -> None:
-    ran = run("convert", pristine, *YARN, "--out", tmp_path / "out", code=0)
+    ran = call("convert", pristine, *YARN, "--out", tmp_path / "out", code=0)
     assert "\x1b" not in ran.err
     assert "\r" not in ran.err
 
@@ -186,7 +186,7 @@ def test_the_inspection_of_a_window(windowed: Path) -> None:
 
 def test_the_page_of_an_inspection(pristine: Path) -> None:
     before = tree(pristine)
-    ran = run("inspect", pristine, "--target", "2k", "--memory", "1MiB", code=0)
+    ran = call("inspect", pristine, "--target", "2k", "--memory", "1MiB", code=0)
     assert f"{TRAINED} tokens trained" in ran.out
     assert "wavelength" in ran.out
     assert "2048 / 512 = 4" in ran.out

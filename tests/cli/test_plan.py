@@ -48,8 +48,8 @@ def test_the_page(pristine: Path) -> None:
     assert not [line for line in ran.out.splitlines() if line.endswith(" ")]
     assert "\x1b" not in ran.out
     assert "warning: " in ran.err
-    assert not run("plan", pristine, *YARN, "-q", code=0).err
-    assert "files, " in run("plan", pristine, *YARN, "-v", code=0).err
+    assert not call("plan", pristine, *YARN, "-q", code=0).err
+    assert "files, " in call("plan", pristine, *YARN, "-v", code=0).err
 
 
 def test_a_dry_run_writes_nothing_and_is_the_plan(source: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_dry_run_writes_nothing_and_is_the_plan(source: Path, tmp_path: Path) 
 def test_a_replay_gives_the_same_bytes(pristine: Path, tmp_path: Path) -> None:
     plan = saved(pristine, tmp_path)
     call("convert", pristine, *YARN, "--out", tmp_path / "a" / "out", code=0)
-    run("convert", pristine, "--plan", plan, "--out", tmp_path / "b" / "out", code=0)
+    call("convert", pristine, "--plan", plan, "--out", tmp_path / "b" / "out", code=0)
     assert contents(tmp_path / "a" / "out") == contents(tmp_path / "b" / "out")
     manifest = tmp_path / "a" / "out" / "ctxextend.json"
     call("convert", pristine, "--plan", manifest, "--out", tmp_path / "c" / "out", code=0)

@@ -119,21 +119,35 @@ def exhibit(document: Evaluation | Comparison, name: str) -> Exhibit:
 # The files
 
 
-def test_an_evaluation_is_written_as_a_page_pictures_and_json(tmp_path: Path) -> None:
-    written = write_report(tmp_path / "made" / "here", factory.evaluation())
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Path, ...]]:
+    """A report on an evaluation, which no test changes: its folder, and what was written."""
+    folder = tmp_path_factory.mktemp("evaluation") / "made" / "here"
+    return folder, write_report(folder, factory.evaluation())
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Path, ...]]:
+    """The same of a comparison, in a folder that was there."""
+    folder = tmp_path_factory.mktemp("comparison")
+    return folder, write_report(folder, factory.comparison())
+
+
+def test_an_evaluation_is_written_as_a_page_pictures_and_json(evaluation: tuple[Path, tuple[Path, ...]]) -> None:
+    folder, written = evaluation
     names = {"report.html", "eval.json"}
     names |= {f"{name}.png" for name in ("perplexity", "passkey", "needles", "short", "spectrum", "memory")}
     assert written[0].name == "report.html"
-    assert {path.name for path in written} == names == {path.name for path in (tmp_path / "made" / "here").iterdir()}
-    assert msgspec.json.decode((tmp_path / "made/here/eval.json").read_bytes(), type=Evaluation) == factory.evaluation()
+    assert {path.name for path in written} == names == {path.name for path in folder.iterdir()}
+    assert msgspec.json.decode((folder / "eval.json").read_bytes(), type=Evaluation) == factory.evaluation()
 
 
-def test_a_comparison_is_written_with_its_own_json(tmp_path: Path) -> None:
-    written = write_report(tmp_path, factory.comparison())
+def test_a_comparison_is_written_with_its_own_json(comparison: tuple[Path, tuple[Path, ...]]) -> None:
+    folder, written = comparison
     assert {path.name for path in written} == {
         "report.html", "compare.json", "perplexity.png", "passkey.png", "needles.png", "short.png", "spectrum.png",
     }  # fmt: skip
-    assert json.loads((tmp_path / "compare.json").read_text())["schema"] == "ctxextend.compare/1"
+    assert json.loads((folder / "compare.json").read_text())["schema"] == "ctxextend.compare/1"
 
 
 def test_the_same_document_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -153,10 +167,12 @@ def test_a_chart_of_an_older_report_does_not_stand_beside_newer_numbers(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "eval.json", "mine.png"}
 
 
-def test_what_a_report_writes_is_what_its_folder_is_looked_through_for(tmp_path: Path) -> None:
+def test_what_a_report_writes_is_what_its_folder_is_looked_through_for(
+    tmp_path: Path, evaluation: tuple[Path, tuple[Path, ...]], comparison: tuple[Path, tuple[Path, ...]]
+) -> None:
     """A name that write_report takes and require_report_folder doesn't know would be replaced unasked."""
-    for document in (factory.evaluation(), factory.comparison()):
-        for path in write_report(tmp_path / "made", document):
+    for _made, written in (evaluation, comparison):
+        for path in written:
             folder = tmp_path / f"other-{path.name}"
             folder.mkdir(exist_ok=True)
             (folder / path.name).write_bytes(b"mine")
@@ -194,7 +210,8 @@ def test_a_report_may_go_where_one_of_ours_is(tmp_path: Path) -> None:
     (tmp_path / "memory.png").write_bytes(b"mine")
     with pytest.raises(RefusedError):
         require_report_folder(tmp_path, sources=(), force=False)
-    write_report(tmp_path, factory.evaluation())
+    write_report(tmp_path, factory.evaluation(rates=(), spectrum=(), short=(), curves=()))
+    assert (tmp_path / "memory.png").read_bytes() != b"mine"
     require_report_folder(tmp_path, sources=(), force=False)
     # One of the two documents ours, the other somebody's.
     (tmp_path / "compare.json").write_text("{}")
@@ -215,7 +232,7 @@ def test_an_interrupt_while_a_report_is_written_leaves_it_ours(tmp_path: Path, m
 
     monkeypatch.setattr("ctxextend.lab.report.staged_data", broken)
     with pytest.raises(KeyboardInterrupt):
-        write_report(tmp_path, factory.evaluation())
+        write_report(tmp_path, factory.evaluation(rates=(), spectrum=()))
     assert len(list(tmp_path.iterdir())) == 2
     require_report_folder(tmp_path, sources=(), force=False)
 

@@ -36,6 +36,7 @@ def test_the_readme_of_the_texts_states_their_checksums() -> None:
         assert f"`{document.sha256}`" in readme
 
 
+@pytest.mark.full
 def test_emma_has_the_tokens_that_the_reference_was_taken_on() -> None:
     file = ROOT / "assets" / "smollm2" / "tokenizer.json"
     if not file.exists():
