@@ -14,21 +14,43 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import UNSET, Struct
 
-from ctxextend.changes import Action, Carry, EditJson, Export, Restore, SetKey, SetTensor
-from ctxextend.checkpoint.directory import read_text
+from ctxextend.changes import (
+    INDEX,
+    Action,
+    Carry,
+    EditJson,
+    Export,
+    PutTensor,
+    Restore,
+    Rewrite,
+    SetKey,
+    SetTensor,
+    TensorChange,
+    moves_index,
+    tensor_changes_of,
+)
+from ctxextend.checkpoint.directory import read_directory, read_text
 from ctxextend.checkpoint.documents import parse_document
 from ctxextend.contents import Contents
 from ctxextend.encoding import Verdict, judge, static_tables
-from ctxextend.errors import CheckpointError, CtxextendError, DisagreementError, OutputError, RefusedError
+from ctxextend.errors import (
+    CheckpointError,
+    CtxextendError,
+    DisagreementError,
+    OutputError,
+    RefusedError,
+    UsageError,
+)
 from ctxextend.families import find_family
 from ctxextend.formats.json_edit import Edit, edit_text, value_at
 from ctxextend.plan import SCHEMA as PLAN_SCHEMA
 from ctxextend.plan import Plan, edits_of
+from ctxextend.position_plan import verify_positions
 from ctxextend.record import path_of
 from ctxextend.runtimes.overrides import overrides
 from ctxextend.scaling import Dynamic
@@ -46,22 +68,42 @@ Progress = Callable[[str, int], None]
 
 
 class OutputFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One file of the output. ``sha256`` of what was written (of everything with checksums); for carried
-    weights ``header_sha256``, of their header, and ``etag``, the Hub's object id. ``in_place``: a file of the
-    user's, changed where it lies, which no later output replaces.
+    """One file of the output. ``sha256`` of what was written (of everything with checksums); for weights
+    ``header_sha256``, of their header, and for carried ones ``etag``, the Hub's object id. ``rewritten``: weights in
+    which some tensors were changed. ``in_place``: a file of the user's, changed where it lies, which no later output
+    replaces.
     """
 
     path: str
     size_bytes: int
     written: bool = False
+    rewritten: bool = False
     sha256: str | None = None
     header_sha256: str | None = None
     etag: str | None = None
     in_place: bool = False
 
 
+class RewrittenTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One tensor that was changed. ``factor``: by what its numbers (all or some) were multiplied.
+
+    ``rounding``: the largest relative error of a number that was written, in the dtype; ``exact``: there is none.
+    """
+
+    file: str
+    name: str
+    dtype: str
+    elements: int
+    factor: float | None = None
+    rounding: float = 0.0
+    exact: bool = False
+
+
 class Verified(Struct, frozen=True, kw_only=True):
-    """What one runtime was found to read in the output, and what serves it from inside its folder."""
+    """What one runtime was found to read in the output, and what serves it from inside its folder.
+
+    ``absent``: why a runtime that has no such model reads nothing.
+    """
 
     runtime: str
     versions: str
@@ -70,16 +112,18 @@ class Verified(Struct, frozen=True, kw_only=True):
     max_context: int | None
     inv_freq_error: float | None
     serve: str | None = None
+    absent: str | None = None
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """The record beside the weights: the plan, what the files are, what was verified."""
+    """The record beside the weights: the plan, what the files are, what was verified, which tensors were changed."""
 
     schema: str = SCHEMA
     version: str
     plan: Plan
     files: tuple[OutputFile, ...]
     verified: tuple[Verified, ...]
+    tensors: tuple[RewrittenTensor, ...] = ()
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -116,13 +160,16 @@ def convert(
     report = progress or silent
     check_places(folder, out, force=options.force)
     check_actions(plan, contents)
+    check_convert_options(plan, options)
     texts = _edited_texts(plan, contents, folder)
+    if moves_index(tensor_changes_of(plan.actions)) and any(file.path == INDEX for file in contents.files):
+        texts[INDEX] = _index_text(plan, contents, folder)
     try:
         with staged(out, replace=options.force) as staging:
             # Another run may have finished while this one waited for its lock.
             check_places(folder, out, force=options.force)
             if not options.config_only:
-                check_space([folder / name for name in carried(plan)], staging, options.link_mode)
+                _check_space(plan, contents, folder, staging, options)
             return _build(plan, contents, folder, staging, texts, options=options, report=report)
     except OSError as error:
         raise output_error(error, out) from error
@@ -150,12 +197,21 @@ def _build(
         files.append(_write_overrides(plan, contents, staging))
     else:
         files += _carry_all(plan, contents, folder, staging, options, report)
-    verified = verify(plan, staging)
+    tensors: list[RewrittenTensor] = []
+    for name, changes in _by_file(plan).items():
+        made, file = _rewrite(name, changes, folder, staging, options, report)
+        tensors += made
+        files.append(file)
+    if plan.position == "rope":
+        verified = verify(plan, staging)
+    else:
+        verified = verify_without_rope(plan, contents, staging, whole=not options.config_only)
     manifest = Manifest(
         version=VERSION,
         plan=plan,
         files=tuple(sorted(files, key=lambda file: file.path)),
         verified=verified,
+        tensors=tuple(tensors),
     )
     write_file(staging / MANIFEST, encode(manifest))
     return manifest
@@ -189,6 +245,94 @@ def _carry_all(
     return files
 
 
+def _by_file(plan: Plan) -> dict[str, tuple[TensorChange, ...]]:
+    """The changes of tensors, by the file that they are made in, in the plan's order."""
+    found: dict[str, list[TensorChange]] = {}
+    for change in tensor_changes_of(plan.actions):
+        found.setdefault(change.file, []).append(change)
+    return {file: tuple(changes) for file, changes in found.items()}
+
+
+def _check_space(plan: Plan, contents: Contents, folder: Path, staging: Path, options: Options) -> None:
+    """Refuse before the first byte what can't fit: a file whose header stays may share all but the changed tensors.
+
+    Raises :class:`OutputError`.
+    """
+    from ctxextend.tensors.rewriting import rewritten_bytes
+
+    shared, more = [folder / name for name in carried(plan)], 0
+    sizes = {file.path: file.size_bytes for file in contents.files}
+    for name, changes in _by_file(plan).items():
+        held = [tensor for tensor in contents.tensors if tensor.file == name]
+        if moves_index(changes):
+            more += rewritten_bytes(sizes[name], held, changes)
+            continue
+        touched = {change.name for change in changes}
+        more += sum(tensor.size_bytes for tensor in held if tensor.name in touched)
+        if options.link_mode in ("hardlink", "symlink"):
+            # What is written to can't be linked.
+            more += sizes[name]
+        else:
+            shared.append(folder / name)
+    check_space(shared, staging, options.link_mode, more_bytes=more)
+
+
+def _rewrite(
+    name: str,
+    changes: tuple[TensorChange, ...],
+    folder: Path,
+    staging: Path,
+    options: Options,
+    report: Progress,
+) -> tuple[list[RewrittenTensor], OutputFile]:
+    """One file of weights with its changes; what became of each tensor, and the file."""
+    from ctxextend.tensors.rewriting import rewrite_file
+
+    target = staging / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = rewrite_file(folder / name, target, changes, mode=options.link_mode, progress=partial(report, name))
+    file = OutputFile(
+        path=name,
+        size_bytes=target.stat().st_size,
+        rewritten=True,
+        sha256=sha256_of(target) if options.checksums else None,
+        header_sha256=header_sha256(target),
+    )
+    tensors = [
+        RewrittenTensor(
+            file=name,
+            name=one.name,
+            dtype=one.dtype,
+            elements=one.elements,
+            factor=one.factor,
+            rounding=one.rounding,
+            exact=one.exact,
+        )
+        for one in made
+    ]
+    return tensors, file
+
+
+def _index_text(plan: Plan, contents: Contents, folder: Path) -> str:
+    """The index of a split checkpoint as the changes of tensors leave it."""
+    from ctxextend.tensors.rewriting import tensors_after
+
+    index = read_text(folder, INDEX).value
+    places = dict(index.get("weight_map", {}))
+    sizes = {tensor.name: tensor.size_bytes for tensor in contents.tensors}
+    for file, changes in _by_file(plan).items():
+        held = [tensor for tensor in contents.tensors if tensor.file == file]
+        after = {tensor.name: tensor.size_bytes for tensor in tensors_after(held, changes)}
+        for tensor in held:
+            places.pop(tensor.name, None)
+            sizes.pop(tensor.name, None)
+        places |= dict.fromkeys(after, file)
+        sizes |= after
+    metadata = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
+    index = {**index, "metadata": metadata, "weight_map": dict(sorted(places.items()))}
+    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+
+
 def carried(plan: Plan) -> tuple[str, ...]:
     """The files that a plan takes over as they are."""
     return tuple(name for action in plan.actions if isinstance(action, Carry) for name in action.files)
@@ -213,6 +357,21 @@ def verify(plan: Plan, output: Path) -> tuple[Verified, ...]:
         required=plan.runtimes,
         dynamic=dynamic,
     )
+    return _as_planned(plan, verdicts)
+
+
+def verify_without_rope(plan: Plan, contents: Contents, output: Path, *, whole: bool) -> tuple[Verified, ...]:
+    """Read ``output`` of a model without a rope back: the tables that it holds, and the length that each runtime of
+    the plan serves. ``whole``: the weights are there too.
+
+    Raises :class:`DisagreementError` where a runtime fails on it of which the plan doesn't say so.
+    """
+    tensors = read_directory(output).tensors if whole else contents.tensors
+    config = read_text(output, "config.json").value
+    return _as_planned(plan, verify_positions(plan, config, {tensor.name: tensor for tensor in tensors}))
+
+
+def _as_planned(plan: Plan, verdicts: tuple[Verdict, ...]) -> tuple[Verified, ...]:
     for verdict in verdicts:
         if not verdict.agrees and verdict.name not in plan.misread:
             raise DisagreementError(
@@ -236,6 +395,7 @@ def verified_of(verdict: Verdict, length: int, *, source: str = ".") -> Verified
         max_context=reading.max_context,
         inv_freq_error=error if math.isfinite(error := verdict.comparison.frequency_error) else None,
         serve=None if lost else reader.serve(source, reading, length=length),
+        absent=reading.problem if reading.absent else None,
     )
 
 
@@ -337,6 +497,7 @@ def check_actions(plan: Plan, contents: Contents) -> None:
     if [type(action) for action in made] != making or not all(isinstance(action, allowed) for action in plan.actions):
         storage = "a GGUF file" if contents.gguf is not None else "a checkpoint of safetensors"
         raise stale(contents.source, f"{storage} and a plan for one, to {plan.to}", "a plan for another format")
+    _check_tensors(plan, contents)
     known = {file.path for file in contents.files}
     edited = edits_of(plan) if contents.gguf is None else ()
     for name in (*edited, *carried(plan), *(name for action in made for name in action.files)):
@@ -344,11 +505,41 @@ def check_actions(plan: Plan, contents: Contents) -> None:
             raise stale(name, "a file of the checkpoint", "none of that name")
 
 
+def _check_tensors(plan: Plan, contents: Contents) -> None:
+    """Refuse changes of tensors that aren't there. Raises :class:`RefusedError`."""
+    changes = tensor_changes_of(plan.actions)
+    rewritten = {file for action in plan.actions if isinstance(action, Rewrite) for file in action.files}
+    exported = any(isinstance(action, Export) for action in plan.actions)
+    weights = {tensor.file for tensor in contents.tensors}
+    held = {(tensor.file, tensor.name) for tensor in contents.tensors}
+    if not exported and rewritten != {change.file for change in changes}:
+        raise stale(contents.source, "one file for each change of a tensor", ", ".join(sorted(rewritten)) or "none")
+    if any(name in weights and name in rewritten for name in carried(plan)):
+        raise stale(contents.source, "files that are either carried or rewritten", "one that is both")
+    for change in changes:
+        there = change.file in weights if isinstance(change, PutTensor) else (change.file, change.name) in held
+        if not there:
+            raise stale(change.file, "a tensor of the checkpoint", change.name)
+
+
+def check_convert_options(plan: Plan, options: Options) -> None:
+    """Refuse to leave weights away that a plan changes. Raises :class:`UsageError`."""
+    if options.config_only and tensor_changes_of(plan.actions):
+        raise UsageError(
+            "--config-only writes no weights, and this plan changes some",
+            code="bad-option",
+            key="--config-only",
+            hint="leave it away; --link-mode hardlink shares the files that stay as they are",
+        )
+
+
+_CHANGES: Final[tuple[type[Action], ...]] = get_args(TensorChange)
+
 #: What a plan may do, by whether the source is GGUF and by the format of the result: the actions, and the one by
 #: which files of another format are made.
 _ACTIONS: Final[Mapping[tuple[bool, str], tuple[tuple[type[Action], ...], list[type[Action]]]]] = {
-    (False, "safetensors"): ((EditJson, Carry), []),
-    (False, "gguf"): ((SetKey, SetTensor, Export), [Export]),
+    (False, "safetensors"): ((EditJson, Carry, Rewrite, *_CHANGES), []),
+    (False, "gguf"): ((SetKey, SetTensor, Export, *_CHANGES), [Export]),
     (True, "safetensors"): ((EditJson, Restore), [Restore]),
     (True, "gguf"): ((SetKey, SetTensor, Carry), []),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -17,11 +17,14 @@ from msgspec import UNSET, Struct, UnsetType
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.formats.json_edit import Edit, apply_edits, value_at
 from ctxextend.inspection import Inspection
-from ctxextend.record import KEY, Record, before, pointer, undo
+from ctxextend.record import KEY, InWeights, Record, before, pointer, undo
 from ctxextend.version import VERSION
 
 #: What an earlier output of ours holds beside the checkpoint's own files: made anew, never carried.
 OURS: Final = frozenset({"ctxextend.json", "ctxextend-overrides.json"})
+
+#: The index of a checkpoint that is split into several files.
+INDEX: Final = "model.safetensors.index.json"
 
 #: Above this a tokenizer's model_max_length stands for "no limit".
 SENTINEL: Final = 10**18
@@ -91,7 +94,95 @@ class Restore(Struct, frozen=True, kw_only=True, tag_field="kind", tag="restore"
     size_bytes: int
 
 
-Action = EditJson | Carry | SetKey | SetTensor | Export | Restore
+class Slice(Struct, frozen=True, kw_only=True):
+    """Places along one dimension of a tensor: of each ``period`` places from ``lower`` up to ``upper``, those from
+    ``start`` up to ``stop``.
+    """
+
+    lower: int
+    upper: int
+    period: int
+    start: int
+    stop: int
+
+
+class ScaleTensor(Struct, frozen=True, kw_only=True, tag_field="kind", tag="scale-tensor"):
+    """Numbers of one tensor of safetensors, multiplied by ``factor`` and rounded to the dtype that they have.
+
+    ``slices`` of the dimension ``axis`` are multiplied, or without any all of it. ``added_one``: the model adds 1 to
+    what is stored, so that ``factor * (1 + w) - 1`` takes the place of ``w``.
+    """
+
+    file: str
+    name: str
+    factor: float
+    slices: tuple[Slice, ...] = ()
+    axis: int = 0
+    added_one: bool = False
+
+
+class DropTensor(Struct, frozen=True, kw_only=True, tag_field="kind", tag="drop-tensor"):
+    """One tensor of safetensors that the result hasn't got."""
+
+    file: str
+    name: str
+
+
+class PutTensor(Struct, frozen=True, kw_only=True, tag_field="kind", tag="put-tensor"):
+    """One small F32 tensor of safetensors of one dimension, by its numbers; it takes the place of one of its name."""
+
+    file: str
+    name: str
+    values: tuple[float, ...]
+
+
+class ResizeTable(Struct, frozen=True, kw_only=True, tag_field="kind", tag="resize-table"):
+    """A table with a row a position, brought from ``rows_before`` to ``rows``, the ``reserved`` first ones kept.
+
+    ``linear`` and ``cubic`` interpolate between the old rows, ``tiled`` repeats them.
+    """
+
+    file: str
+    name: str
+    rows_before: int
+    rows: int
+    reserved: int
+    interpolation: Literal["linear", "cubic", "tiled"]
+
+
+class FillSinusoids(Struct, frozen=True, kw_only=True, tag_field="kind", tag="fill-sinusoids"):
+    """A stored table of sinusoids, computed anew for ``rows`` positions of ``positions_per_row`` each.
+
+    ``layout``: ``halves`` has all sines in front of all cosines (Marian, Pegasus), ``tensor2tensor`` too, with
+    exponents over half - 1 (M2M-100, XGLM); ``zero_row`` is a row of zeros (a padding token's) or None. ``first`` is
+    the position of row 0.
+    """
+
+    file: str
+    name: str
+    rows: int
+    dim: int
+    layout: Literal["halves", "tensor2tensor", "interleaved"]
+    positions_per_row: float = 1.0
+    first: int = 0
+    zero_row: int | None = None
+
+
+#: What is done to the tensors of safetensors.
+TensorChange = ScaleTensor | DropTensor | PutTensor | ResizeTable | FillSinusoids
+
+
+class Rewrite(Struct, frozen=True, kw_only=True, tag_field="kind", tag="rewrite"):
+    """Files of safetensors in which tensors are changed; their other tensors keep their bytes.
+
+    The index of a split checkpoint follows where it has to. ``size_bytes`` counts the files as they are.
+    """
+
+    files: tuple[str, ...]
+    size_bytes: int
+
+
+Action = EditJson | Carry | SetKey | SetTensor | Export | Restore | Rewrite | TensorChange
 
 
 def config_text(restore: Restore) -> str:
@@ -106,7 +197,17 @@ def changes_nothing(actions: Sequence[Action]) -> bool:
 
 def size_bytes(actions: Sequence[Action]) -> int:
     """How much is copied or written, about."""
-    return sum(action.size_bytes for action in actions if isinstance(action, Carry | Export | Restore))
+    return sum(action.size_bytes for action in actions if isinstance(action, Carry | Export | Restore | Rewrite))
+
+
+def tensor_changes_of(actions: Sequence[Action]) -> tuple[TensorChange, ...]:
+    """The changes of tensors among a plan's actions."""
+    return tuple(action for action in actions if isinstance(action, TensorChange))
+
+
+def moves_index(changes: Iterable[TensorChange]) -> bool:
+    """Whether the index of a split checkpoint says something else afterwards: names or sizes."""
+    return any(not isinstance(change, ScaleTensor) for change in changes)
 
 
 def side_edits(contents: Contents, inspection: Inspection, target: int) -> dict[str, tuple[Edit, ...]]:
@@ -134,6 +235,8 @@ def with_record(
     *,
     method: str,
     target: int,
+    baked: InWeights | UnsetType = UNSET,
+    buffers: bool | UnsetType = UNSET,
 ) -> dict[str, tuple[Edit, ...]]:
     """Edits of the documents as they stand: an earlier conversion undone, the new one and its record done."""
     old = inspection.record
@@ -151,6 +254,8 @@ def with_record(
         plan=digest,
         base={file: said for file, said in sorted(base.items()) if said.values or said.absent},
         taken_as=UNSET if inspection.base == "auto" else inspection.base,
+        baked=baked,
+        buffers=buffers,
     )
     block = Edit(path=(KEY,), value=as_json(record))
     final: dict[str, tuple[Edit, ...]] = {}
@@ -212,14 +317,23 @@ def _before_us(contents: Contents, inspection: Inspection, file: str) -> dict[st
     return apply_edits(document, undo(inspection.record, file)) if inspection.record else document
 
 
-def actions_of(contents: Contents, final: Mapping[str, tuple[Edit, ...]]) -> tuple[Action, ...]:
+def actions_of(
+    contents: Contents, final: Mapping[str, tuple[Edit, ...]], tensors: Sequence[TensorChange] = ()
+) -> tuple[Action, ...]:
+    """The edits and ``tensors`` as actions, and the files that are taken over."""
     actions: list[Action] = []
     for file, edits in sorted(final.items()):
         document = document_of(contents, file)
         for edit in edits:
             was = value_at(document, edit.path)
             actions.append(EditJson(file=file, pointer=pointer(edit.path), before=was, after=edit.value))
-    carried = [f for f in contents.files if f.path not in final and f.path not in OURS]
+    changed = {change.file for change in tensors}
+    made = {*final, *OURS, *changed, *((INDEX,) if moves_index(tensors) else ())}
+    if changed:
+        rewritten = [file for file in contents.files if file.path in changed]
+        size = sum(file.size_bytes for file in rewritten)
+        actions += [*tensors, Rewrite(files=tuple(file.path for file in rewritten), size_bytes=size)]
+    carried = [file for file in contents.files if file.path not in made]
     size = sum(file.size_bytes for file in carried)
     return (*actions, Carry(files=tuple(file.path for file in carried), size_bytes=size))
 
@@ -256,15 +370,24 @@ def gguf_sha256(gguf: Gguf) -> str:
 
 
 def digest_of(
-    inspection: Inspection, edits: Mapping[str, tuple[Edit, ...]], *, method: str, trained: int, target: int
+    inspection: Inspection,
+    edits: Mapping[str, tuple[Edit, ...]],
+    *,
+    method: str,
+    trained: int,
+    target: int,
+    tensors: Sequence[TensorChange] = (),
 ) -> str:
-    value = {
+    """What identifies a change, whatever the checkpoint is called."""
+    value: dict[str, Any] = {
         "config": inspection.config,
         "edits": {file: msgspec.to_builtins(changes) for file, changes in sorted(edits.items())},
         "method": method,
         "trained": trained,
         "target": target,
     }
+    if tensors:
+        value["tensors"] = msgspec.to_builtins(tensors)
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

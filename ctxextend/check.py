@@ -16,6 +16,7 @@ from ctxextend.errors import RefusedError
 from ctxextend.families import Family
 from ctxextend.faults import Subject, faults, length_meant
 from ctxextend.findings import Advice, Check, Finding, Judged, Meant, assembled, judged
+from ctxextend.formats.hf_positions import read_positions
 from ctxextend.formats.hf_read import HfRope, lost_theta, read_rope
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.gguf_outlook import outlook
@@ -24,6 +25,7 @@ from ctxextend.plan import Plan
 from ctxextend.rope import RopeTable
 from ctxextend.runtimes import READERS, Reading, readers_of
 from ctxextend.runtimes.llama_cpp import LlamaCpp
+from ctxextend.runtimes.position_limits import checkpoint_of, position_reading
 from ctxextend.runtimes.transformers import Transformers5
 from ctxextend.scaling import Dynamic, Linear, table
 
@@ -91,7 +93,7 @@ def check(
     """
     own = meant_by(contents, inspection)
     if own is None:
-        if against is not None:
+        if against is not None and against.tables:
             raise RefusedError(
                 "this model has no rope to hold to another's",
                 code="no-rope",
@@ -100,7 +102,7 @@ def check(
                 found=str(inspection.model_type),
                 hint="leave --against away",
             )
-        return _without_rope(contents, inspection)
+        return _without_rope(contents, inspection, required=tuple(required), against=against, excused=excused)
     meant = against or own
     family, config = inspection.family, contents.config
     required = tuple(required)
@@ -139,20 +141,57 @@ def _exported(inspection: Inspection, rope: HfRope, meant: Meant, *, required: b
     return msgspec.structs.replace(answer, report=msgspec.structs.replace(answer.report, serve=None))
 
 
-def _without_rope(contents: Contents, inspection: Inspection) -> Check:
-    """A model whose positions are something else: nothing is read alike or otherwise."""
-    findings = tuple(
+def _without_rope(
+    contents: Contents,
+    inspection: Inspection,
+    *,
+    required: tuple[str, ...],
+    against: Meant | None,
+    excused: Container[str],
+) -> Check:
+    """A model whose positions are something else: what each runtime loads, and how long a text it serves.
+
+    ``against``: the plan that it was made by, which says a length and no tables.
+    """
+    notes = tuple(
         Finding(code=note.code, severity="info", runtime=None, runtimes=(), message=note.message, fix=None)
         for note in inspection.notes
     )
-    return Check(
-        ok=True,
-        source=contents.source,
-        against="nothing: it has no rope",
-        target_context=inspection.current_context,
-        runtimes=(),
-        findings=findings,
+    record, family = inspection.record, inspection.family
+    target = inspection.current_context if record is None else max(record.target_context, record.trained_context)
+    meant = against or Meant(tables={}, target=target, source="the table, or what config.json states")
+    positions = read_positions(contents.tensors, contents.config, family) if inspection.position != "rope" else None
+    if positions is None:
+        return Check(
+            ok=True,
+            source=contents.source,
+            against="nothing: it has no positions that are read here",
+            target_context=target,
+            runtimes=(),
+            findings=notes,
+        )
+    documents = {file: document.value for file, document in contents.documents.items()}
+    found = checkpoint_of(positions, contents.config, family, documents)
+    names = {f"{reader.runtime} {reader.versions}" for reader in readers_of(required)}
+    answers = [
+        judged(
+            reader,
+            position_reading(reader, found),
+            meant,
+            source=contents.source,
+            required=(name := f"{reader.runtime} {reader.versions}") in names and name not in excused,
+        )
+        for reader in READERS
+    ]
+    exported = judged(LlamaCpp(), position_reading(LlamaCpp(), found), meant, source="EXPORT.gguf", required=not names)
+    answers.append(msgspec.structs.replace(exported, report=msgspec.structs.replace(exported.report, serve=None)))
+    advice = Advice(
+        length=f"raise {positions.key} to {positions.written(meant.target)}",
+        temperature="",
+        otherwise=f"bring {positions.key} and the table together",
     )
+    whole = assembled(contents.source, meant, answers, (), advice)
+    return msgspec.structs.replace(whole, findings=(*whole.findings, *notes))
 
 
 def is_dynamic(rope: HfRope) -> bool:

@@ -250,6 +250,14 @@ def _no_form(method: str, family: Family, carriers: str) -> RefusedError:
     )
 
 
+def _temperature_alone(verdict: Verdict) -> bool:
+    """Whether a reader differs in nothing but the factors on cos and sin or on the softmax."""
+    found = {group.differs for group in verdict.comparison.groups} - {None}
+    return (
+        verdict.comparison.kind == "reads-otherwise" and bool(found) and found <= {"attention factor", "softmax factor"}
+    )
+
+
 def _nearness(verdicts: tuple[Verdict, ...]) -> tuple[int, float]:
     """How near a candidate comes: how many readers agree, then how little the worst of the others is off."""
     return sum(v.agrees for v in verdicts), -max(v.comparison.frequency_error for v in verdicts)
@@ -263,6 +271,8 @@ def _unreadable(method: str, best: Encoding, verdicts: tuple[Verdict, ...]) -> R
     hints = []
     if good:
         hints.append(f"--runtimes {','.join(good)} if the others don't matter")
+    if all(_temperature_alone(verdict) for verdict in bad):
+        hints.append("--bake temperature puts the factor into the weights, where nothing needs to read it")
     if method != "ntk":
         hints.append("--method ntk changes rope_theta alone, which most read")
     return RefusedError(

@@ -26,12 +26,19 @@ from ctxextend.apply import (
     stale,
     unsafe,
 )
-from ctxextend.changes import Export
+from ctxextend.changes import Export, ResizeTable, TensorChange, tensor_changes_of
 from ctxextend.checkpoint.card import read_card
 from ctxextend.checkpoint.gguf_file import read_gguf
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.errors import RefusedError, UsageError
-from ctxextend.export_plan import FOLDER, converted_header, header_of, output_bytes, plain_export
+from ctxextend.export_plan import (
+    FOLDER,
+    converted_header,
+    header_of,
+    output_bytes,
+    plain_export,
+    refuse_converter,
+)
 from ctxextend.exports.general import general_keys
 from ctxextend.exports.layout import Layout
 from ctxextend.exports.outtypes import FILE_TYPES, NATIVE
@@ -128,6 +135,8 @@ def export_action(plan: Plan, contents: Contents) -> Export:
         raise unsafe(contents.source, "outtypes", f"some of {', '.join(FILE_TYPES)}", ", ".join(outtypes) or "none")
     if action.split_max_size is not None and action.split_max_size <= 0:
         raise unsafe(contents.source, "split_max_size", "bytes", str(action.split_max_size))
+    if action.converter:
+        refuse_converter(tensor_changes_of(plan.actions))
     return action
 
 
@@ -206,7 +215,7 @@ def _exported(job: Job, outputs: Sequence[Output], report: Report) -> list[Writt
         msgspec.structs.replace(output, keys=tuple(encode_key(key, value) for key, value in own.values.items()))
         for output, own in zip(outputs, typed, strict=True)
     ]
-    weights = open_weights(job.folder, job.action.files)
+    weights = open_weights(job.folder, job.action.files, changes=tensor_changes_of(job.plan.actions))
     check_room(needed_bytes(keyed, layouts, weights), outputs[0].path.parent)
     made = write_gguf(keyed, layouts, weights, progress=report, quantizer=job.quantizer)
     return [
@@ -289,14 +298,24 @@ def header_and_layouts(plan: Plan, contents: Contents, folder: Path) -> tuple[Gg
     factors = tuple(
         Layout(name=name, shape=(len(numbers),), values=numbers, exact=True) for name, numbers in edits.tensors.items()
     )
-    return applied(header, edits), (*exported.layouts, *factors)
+    changes = tensor_changes_of(plan.actions)
+    return applied(header, edits), (*(_resized(layout, changes) for layout in exported.layouts), *factors)
+
+
+def _resized(layout: Layout, changes: Sequence[TensorChange]) -> Layout:
+    """A table of positions with the rows that it will have."""
+    rows = (change.rows for change in changes if isinstance(change, ResizeTable) and change.name in layout.sources)
+    return next((msgspec.structs.replace(layout, shape=(count, *layout.shape[1:])) for count in rows), layout)
 
 
 def corrections(plan: Plan, contents: Contents, found: Contents) -> GgufEdits:
     """What takes the rope of a converter's file to the planned one: its dead keys go, the planned ones come.
 
-    Raises :class:`RefusedError` where the file is of another architecture than was planned for.
+    Of a model without a rope nothing is corrected. Raises :class:`RefusedError` where the file is of another
+    architecture than was planned for.
     """
+    if plan.position != "rope":
+        return GgufEdits()
     plain = converted_header(contents, inspect(contents, family=plan.family))
     planned, file = applied(plain, checked_edits(plan, plain)), gguf_of(found)
     name = planned.architecture

@@ -6,13 +6,15 @@ target the file says what the checkpoint says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
-from ctxextend.changes import Export
+from ctxextend.bake import folded_changes
+from ctxextend.changes import Export, TensorChange
 from ctxextend.contents import GGML_TYPES, Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.encoding import PlanWarning
 from ctxextend.errors import CheckpointError, RefusedError, UsageError
@@ -29,12 +31,14 @@ from ctxextend.gguf_plan import (
     assemble_gguf,
     default_gguf_name,
     lengths_only,
+    refuse_native_buffers,
     solved_change,
 )
 from ctxextend.gguf_record import net_edits
 from ctxextend.inspection import Group, Inspection
 from ctxextend.plan import Plan, require_auto, require_decided, require_rope, standing_tables
 from ctxextend.recipe import Recipe, resolve_target
+from ctxextend.record import KEY, baked_source
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import GGUF_RUNTIMES
 from ctxextend.scaling import Dynamic, Llama3, LongRope, Rebase, Scaling, Yarn, dynamic_theta, over_base, table
@@ -66,13 +70,18 @@ def make_export_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
         plain, notes = header_of(exported), exported.notes
     else:
         plain, notes = converted_header(contents, inspection), ()
+    refuse_native_buffers(recipe)
     inspection = msgspec.structs.replace(inspection, groups=_labelled(inspection, read_rope(plain)))
     further: tuple[PlanWarning, ...] = ()
-    if _says_nothing(recipe):
+    if says_nothing(recipe):
         require_no_method(recipe)
         change = _as_it_is(plain, inspection, recipe)
     else:
         change, further = _extended(plain, inspection, recipe)
+    tensors, baking = folded_changes(contents, inspection, recipe, change.solution)
+    change = msgspec.structs.replace(change, tensors=tensors)
+    if recipe.converter is not None:
+        refuse_converter(tensors)
     outtypes = outtypes_of(contents, recipe)
     weights = tuple(dict.fromkeys(tensor.file for tensor in contents.tensors))
     action = Export(
@@ -83,17 +92,20 @@ def make_export_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
         split_max_size=recipe.split_max_size,
         converter=recipe.converter is not None,
     )
-    warnings = [*further, *(PlanWarning(code=note.code, message=note.message) for note in notes)]
-    plan = assemble_gguf(contents, inspection, recipe, change, actions=(action,), warnings=warnings)
-    return msgspec.structs.replace(plan, out=_name(contents, recipe, change, action))
+    warnings = [*further, *baking, *(PlanWarning(code=note.code, message=note.message) for note in notes)]
+    plan = assemble_gguf(contents, inspection, recipe, change, actions=(*tensors, action), warnings=warnings)
+    return msgspec.structs.replace(plan, out=export_name(contents, recipe, change, action))
 
 
 def plain_export(contents: Contents, inspection: Inspection) -> Exported:
-    """The export of the checkpoint as it was before any scaling was written over it."""
-    assert inspection.rope is not None
-    _require_safetensors(contents)
+    """The export of the checkpoint as it was before any scaling was written over it.
+
+    Of a model without a rope, as it is: with the table of positions that it has.
+    """
+    require_safetensors(contents)
     tensors = {tensor.name: tensor for tensor in contents.tensors}
-    return export_of(inspection.family.name, inspection.config, tensors, rope=inspection.rope)
+    length = inspection.current_context
+    return export_of(inspection.family.name, inspection.config, tensors, rope=inspection.rope, length=length)
 
 
 def converted_header(contents: Contents, inspection: Inspection) -> Gguf:
@@ -102,7 +114,7 @@ def converted_header(contents: Contents, inspection: Inspection) -> Gguf:
     Raises :class:`RefusedError` for a family whose architecture isn't known: nothing could be said of its file.
     """
     assert inspection.rope is not None
-    _require_safetensors(contents)
+    require_safetensors(contents)
     name = inspection.family.name
     if name not in OF_FAMILY:
         raise RefusedError(
@@ -117,7 +129,8 @@ def converted_header(contents: Contents, inspection: Inspection) -> Gguf:
     return plain_header(OF_FAMILY[name], inspection.rope)
 
 
-def _require_safetensors(contents: Contents) -> None:
+def require_safetensors(contents: Contents) -> None:
+    """Refuse weights of another format. Raises :class:`CheckpointError`."""
     if contents.storage != "safetensors":
         raise CheckpointError(
             "only safetensors can be exported",
@@ -126,6 +139,20 @@ def _require_safetensors(contents: Contents) -> None:
             expected="a checkpoint with .safetensors files",
             found=contents.storage,
             hint="save it with save_pretrained of transformers first" if contents.storage == "pytorch" else None,
+        )
+
+
+def refuse_converter(changes: Sequence[TensorChange]) -> None:
+    """Refuse changes of tensors where llama.cpp's converter reads them. Raises :class:`RefusedError`."""
+    if changes:
+        raise RefusedError(
+            "llama.cpp's converter reads the checkpoint's own tensors, and this plan changes some",
+            code="converter-reads-weights",
+            file=changes[0].file,
+            key=changes[0].name,
+            expected="tensors as they are",
+            found=f"{len(changes)} that change",
+            hint="convert to safetensors first, without --to gguf; then export that with --converter",
         )
 
 
@@ -174,7 +201,8 @@ def output_bytes(contents: Contents, outtype: str) -> int:
     return elements * size // block
 
 
-def _says_nothing(recipe: Recipe) -> bool:
+def says_nothing(recipe: Recipe) -> bool:
+    """Whether a recipe names no length to extend to."""
     return recipe.target is None and recipe.factor is None
 
 
@@ -185,6 +213,7 @@ def require_no_method(recipe: Recipe) -> None:
         "--set": bool(recipe.options),
         "--layers": bool(recipe.layers),
         "--fine-tune": recipe.fine_tune,
+        "--bake": recipe.bake != "none",
     }
     for option, given in said.items():
         if given:
@@ -260,6 +289,7 @@ def _as_it_is(plain: Gguf, inspection: Inspection, recipe: Recipe) -> Change:
         reasons=("the rope as the checkpoint has it" + (f", written as {form}" if form else ""),),
         recorded=base is not None and decided,
         marked=own,
+        baked=UNSET if record is None else record.baked,
     )
 
 
@@ -363,6 +393,9 @@ def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> tuple[Chan
     if target <= trained:
         require_auto(recipe, trained, target)
         return _as_it_is(plain, inspection, recipe), ()
+    record = inspection.record
+    if record is not None and record.baked is not UNSET:
+        raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
     wanted = wanted_bases(inspection, recipe)
     base = _base(plain, inspection, recipe)
     start = plain if base is None else base
@@ -373,10 +406,10 @@ def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> tuple[Chan
     return msgspec.structs.replace(change, recorded=base is not None), ()
 
 
-def _name(contents: Contents, recipe: Recipe, change: Change, action: Export) -> str:
+def export_name(contents: Contents, recipe: Recipe, change: Change, action: Export) -> str:
     """A file, or of several the folder that holds them."""
     name = default_gguf_name(contents, change.method, change.target).removesuffix(".gguf")
-    if _says_nothing(recipe):
+    if says_nothing(recipe):
         outtypes = action.outtypes
         name = f"{contents.name}-{outtypes[0].upper()}" if len(outtypes) == 1 else f"{contents.name}{FOLDER}"
     return f"{name}.gguf" if action.single else name

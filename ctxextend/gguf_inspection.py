@@ -15,9 +15,9 @@ from msgspec import UNSET
 
 from ctxextend.contents import Contents, Gguf, Note
 from ctxextend.errors import CheckpointError, RefusedError
-from ctxextend.families import FAMILIES, Family, Origin, find_family
+from ctxextend.families import FAMILIES, Family, Origin, Position, find_family
 from ctxextend.formats.gguf_architectures import OF_FAMILY
-from ctxextend.formats.gguf_keys import CONTEXT, FINETUNED, GgufGroup, GgufRope, Keys, read_rope
+from ctxextend.formats.gguf_keys import CONTEXT, FINETUNED, POSITION_TABLE, GgufGroup, GgufRope, Keys, read_rope
 from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
 from ctxextend.inspection import BaseChoice, Inspection, dtypes_of, groups_of, said_origin
 from ctxextend.kv_cache import KvCache, kv_cache
@@ -77,13 +77,16 @@ def inspect_gguf(
         apart=rope.architecture.sliding is not None and not rope.architecture.sliding.scaled,
     )
     notes = (*contents.notes, *rope.notes, *known, *filter(None, map(said_origin, groups)), *_windows(groups, rope))
+    position = _position(rope, contents)
+    if position != "rope":
+        notes = (*notes, Note(code=f"position-{position}", message=_POSITIONS[position]))
     return Inspection(
         name=contents.name,
         source=contents.source,
         revision=contents.revision,
         model_type=rope.architecture.name,
         family=row,
-        position="rope",
+        position=position,
         format="gguf",
         parameters=sum(t.elements for t in contents.tensors if t.name not in gguf.factors),
         size_bytes=contents.size_bytes,
@@ -93,7 +96,7 @@ def inspect_gguf(
         tied_embeddings=not any(tensor.name == "output.weight" for tensor in contents.tensors),
         trained_context=trained,
         current_context=current.context_length,
-        groups=groups,
+        groups=groups if position == "rope" else (),
         kv_cache=_cache(keys, row, [(g.label, g.layers, g.window) for g in groups]),
         notes=tuple(dict.fromkeys(notes)),
         record=None,
@@ -101,6 +104,23 @@ def inspect_gguf(
         rope=None,
         base=base,
     )
+
+
+#: What is possible for a file without a rope.
+_POSITIONS: Final[Mapping[Position, str]] = {
+    "learned": "positions are a learned table, one row a token: a longer one is made of the safetensors checkpoint, "
+    "and exported",
+    "alibi": "positions are ALiBi, a penalty by distance without a length: convert raises the context length that the "
+    "file states, and the slopes stay",
+}
+
+
+def _position(rope: GgufRope, contents: Contents) -> Position:
+    """How positions reach attention."""
+    position = rope.architecture.position
+    if position == "alibi" and any(tensor.name == POSITION_TABLE for tensor in contents.tensors):
+        return "learned"
+    return position
 
 
 def gguf_of(contents: Contents) -> Gguf:

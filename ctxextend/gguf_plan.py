@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ctxextend.changes import Action, Carry, gguf_actions, gguf_sha256
+from ctxextend.changes import Action, Carry, TensorChange, gguf_actions, gguf_sha256
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.encoding import PlanWarning, cautions, static_tables
 from ctxextend.errors import UsageError
@@ -18,7 +18,7 @@ from ctxextend.formats.gguf_keys import CONTEXT, FACTOR, TYPE, read_rope
 from ctxextend.formats.gguf_write import applied, encodings
 from ctxextend.gguf_encoding import ChosenGguf, choose_gguf, judge_gguf
 from ctxextend.gguf_inspection import gguf_of
-from ctxextend.gguf_record import find_gguf_record, net_edits, recorded, without_record
+from ctxextend.gguf_record import find_gguf_record, net_edits, recorded, require_unbaked, without_record
 from ctxextend.inspection import Inspection
 from ctxextend.methods import extension_factor
 from ctxextend.methods.base import Base
@@ -26,6 +26,7 @@ from ctxextend.plan import (
     Plan,
     arithmetic,
     default_name,
+    in_weights,
     planned_groups,
     require_auto,
     require_decided,
@@ -34,7 +35,8 @@ from ctxextend.plan import (
     warnings_about,
     within_trained,
 )
-from ctxextend.recipe import Recipe, resolve_target
+from ctxextend.recipe import Recipe, bakes_buffers, bakes_temperature, resolve_target
+from ctxextend.record import InWeights
 from ctxextend.rope import RopeTable
 from ctxextend.runtimes import GGUF_RUNTIMES, gguf_readers_of
 from ctxextend.scaling import Dynamic, Scaling, table
@@ -47,7 +49,8 @@ class Change(Struct, frozen=True, kw_only=True):
 
     ``tables``: what each group is to have at ``target`` tokens. ``solution`` is None where no rope is scaled.
     ``recorded``: the file will know what was done to it; ``marked``: also where nothing is changed. ``reverted``:
-    what isn't scaled is as before an earlier conversion of ours.
+    what isn't scaled is as before an earlier conversion of ours. ``baked``: what the weights hold beside; ``tensors``:
+    what is done to the source's as they are read.
     """
 
     current: Gguf
@@ -61,6 +64,8 @@ class Change(Struct, frozen=True, kw_only=True):
     recorded: bool = True
     marked: bool = False
     reverted: bool = False
+    baked: InWeights | UnsetType = UNSET
+    tensors: tuple[TensorChange, ...] = ()
 
 
 def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
@@ -77,11 +82,24 @@ def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -
             key="--sliding-window",
             hint="leave it at keep, or convert the safetensors checkpoint and export that",
         )
+    if bakes_temperature(recipe):
+        raise UsageError(
+            "the weights of a GGUF file stay as they are, and llama.cpp takes a temperature from its key",
+            code="bad-option",
+            file=gguf.file,
+            key="--bake",
+            expected="none, or buffers for the frequency tensor",
+            found=recipe.bake,
+            hint="bake the safetensors checkpoint, and export that: --to gguf --bake temperature",
+        )
+    refuse_native_buffers(recipe)
+    record = find_gguf_record(gguf)
+    require_unbaked(record, gguf.file)
     trained = inspection.trained_context
     target = resolve_target(recipe, trained)
     name = gguf.architecture
     require_decided(inspection, recipe, file=gguf.file, key=f"{name}.{TYPE}", original_key=f"{name}.{FACTOR}")
-    base = without_record(gguf, find_gguf_record(gguf))
+    base = without_record(gguf, record)
     if target <= trained:
         require_auto(recipe, trained, target)
         return assemble_gguf(contents, inspection, recipe, _within_trained(gguf, inspection, base, target))
@@ -91,6 +109,19 @@ def make_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -
         return assemble_gguf(contents, inspection, recipe, change, warnings=(caution,))
     change = solved_change(gguf, base, inspection, recipe, wanted, target)
     return assemble_gguf(contents, inspection, recipe, change)
+
+
+def refuse_native_buffers(recipe: Recipe) -> None:
+    """Raises :class:`UsageError` where the frequency tensor is asked for and forbidden at once."""
+    if bakes_buffers(recipe) and recipe.carrier == "native":
+        raise UsageError(
+            "the frequency tensor of a GGUF file is a carrier, and only native forms are allowed",
+            code="bad-option",
+            key="--carrier",
+            expected="auto or factors beside --bake buffers",
+            found=recipe.carrier,
+            hint="leave one of them away",
+        )
 
 
 def solved_change(
@@ -111,6 +142,7 @@ def solved_change(
         tables=planned_tables(inspection, solution.scalings, target),
         reasons=reasons,
         solution=solution,
+        baked=in_weights(solution),
     )
 
 
@@ -124,7 +156,7 @@ def _chooser(base: Gguf, inspection: Inspection, recipe: Recipe, target: int) ->
             encodings(base, rope, rope.specs, scalings, target=target),
             planned_tables(inspection, scalings, target),
             target=target,
-            carriers=recipe.carrier,
+            carriers="factors" if bakes_buffers(recipe) else recipe.carrier,
             allow="unreadable" in recipe.allow,
         )
 
@@ -214,6 +246,7 @@ def assemble_gguf(
             target=target,
             digest=digest,
             taken_as=_taken_as(inspection, base),
+            baked=change.baked,
         )
     edits = net_edits(change.current, base, wanted)
     final = applied(change.current, edits)
@@ -246,6 +279,7 @@ def assemble_gguf(
             rope_theta=written,
             encoding=solution.chosen.encoding.name if solution is not None else None,
             reverted=change.reverted,
+            folded=solution.folded if solution is not None else {},
         ),
         actions=(*gguf_actions(change.current, edits), *(_carried(contents) if actions is None else actions)),
         warnings=tuple(dict.fromkeys(said)),
@@ -301,4 +335,6 @@ def _digest(change: Change, *, trained: int) -> str:
         "trained": trained,
         "target": change.target,
     }
+    if change.tensors:
+        value["tensors"] = msgspec.to_builtins(change.tensors)
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ctxextend.contents import Gguf, GgufEdits, GgufType, GgufValue
 from ctxextend.errors import CheckpointError
 from ctxextend.formats.gguf_keys import FREQS, LONG, SHORT
+from ctxextend.record import InWeights, baked_source
 
 KEY: Final = "ctxextend.record"
 SCHEMA: Final = "ctxextend.gguf-record/1"
@@ -50,7 +51,7 @@ class GgufRecord(Struct, frozen=True, kw_only=True):
     """What was done, and what stood there before. Lengths count tokens; ``plan`` is the plan's digest.
 
     ``keys`` and ``tensors`` hold what is to be put back, None for what wasn't there. ``taken_as``: what a scaling
-    among them was taken for.
+    among them was taken for. ``baked``: what is in the weights, which no edit takes out again.
     """
 
     schema: str = SCHEMA
@@ -62,6 +63,13 @@ class GgufRecord(Struct, frozen=True, kw_only=True):
     keys: Mapping[str, GgufValue | None]
     tensors: Mapping[str, tuple[float, ...] | None]
     taken_as: Literal["trained", "unscaled"] | UnsetType = UNSET
+    baked: InWeights | UnsetType = UNSET
+
+
+def require_unbaked(record: GgufRecord | None, file: str) -> None:
+    """Refuse to extend weights that an extension has gone into. Raises :class:`RefusedError`."""
+    if record is not None and record.baked is not UNSET:
+        raise baked_source(f"{KEY}.baked", file, record.baked, record.method, record.target_context)
 
 
 def find_gguf_record(gguf: Gguf) -> GgufRecord | None:
@@ -167,6 +175,7 @@ def recorded(
     target: int,
     digest: str,
     taken_as: Literal["trained", "unscaled"] | UnsetType = UNSET,
+    baked: InWeights | UnsetType = UNSET,
 ) -> GgufEdits:
     """``wanted`` over ``base``, with the record that takes it back.
 
@@ -183,6 +192,7 @@ def recorded(
         keys=dict(sorted(keys.items())),
         tensors=dict(sorted(tensors.items())),
         taken_as=taken_as,
+        baked=baked,
     )
     odd = _odd_entry(record, base.architecture)
     if odd is not None:

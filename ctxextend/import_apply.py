@@ -20,6 +20,7 @@ from ctxextend.apply import (
     stale,
     unsafe,
     verify,
+    verify_without_rope,
     written,
 )
 from ctxextend.changes import EditJson, Restore, config_text
@@ -82,11 +83,15 @@ def import_gguf(
             with GgufTensors([folder / file.path for file in contents.files]) as held:
                 names = write_shards(staging, tensors, pieces_of(restored.tensors, held), progress=report)
             files += [_weights(staging, name, checksums=options.checksums) for name in names]
+            if plan.position == "rope":
+                verified = verify(plan, staging)
+            else:
+                verified = verify_without_rope(plan, contents, staging, whole=True)
             manifest = Manifest(
                 version=VERSION,
                 plan=plan,
                 files=tuple(sorted(files, key=lambda file: file.path)),
-                verified=verify(plan, staging),
+                verified=verified,
             )
             write_file(staging / MANIFEST, encode(manifest))
             return manifest

@@ -24,7 +24,7 @@ from ctxextend.formats.hf_read import read_rope
 from ctxextend.formats.hf_write import length_edits
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.gguf_inspection import gguf_of, recognised
-from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
+from ctxextend.gguf_record import GgufRecord, find_gguf_record, require_unbaked, without_record
 from ctxextend.inspection import BaseChoice, Inspection, inspect
 from ctxextend.plan import Plan, assemble, default_name, make_plan, plain_plan, source_ref
 from ctxextend.recipe import Recipe
@@ -43,11 +43,20 @@ def make_import_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
     """
     gguf = gguf_of(contents)
     record = find_gguf_record(gguf)
+    if recipe.bake != "none":
+        raise UsageError(
+            "the weights of a GGUF file are restored as they are",
+            code="bad-option",
+            key="--bake",
+            hint="restore first, then bake the safetensors",
+        )
+    if recipe.target is not None or recipe.factor is not None:
+        require_unbaked(record, gguf.file)
     base = without_record(gguf, record)
-    restored = restored_of(base, contents.tensors, dtype=_dtype(recipe))
+    restored = restored_of(base, contents.tensors, dtype=dtype_of(recipe))
     family = find_family(restored.config, treat_as=recipe.family)
     document, chosen = _with_rope(restored.config, family, base, recipe)
-    virtual = _checkpoint(contents, restored, document)
+    virtual = checkpoint_of(contents, restored, document)
     known = inspect(
         virtual,
         family=recipe.family,
@@ -92,7 +101,8 @@ def make_import_plan(contents: Contents, inspection: Inspection, recipe: Recipe)
     )
 
 
-def _dtype(recipe: Recipe) -> FloatType | None:
+def dtype_of(recipe: Recipe) -> FloatType | None:
+    """The type of the weights that is asked for, if one is. Raises :class:`UsageError` for what isn't one."""
     if not recipe.outtypes:
         return None
     if len(recipe.outtypes) > 1 or recipe.outtypes[0] not in _DTYPES:
@@ -161,7 +171,7 @@ def _taken_as(inspection: Inspection, base: Gguf, recipe: Recipe) -> BaseChoice:
     return "unscaled" if bases and scaled else recipe.base
 
 
-def _checkpoint(contents: Contents, restored: Restored, document: dict[str, Any]) -> Contents:
+def checkpoint_of(contents: Contents, restored: Restored, document: dict[str, Any]) -> Contents:
     """The checkpoint as it will be before any extension."""
     tensors = tuple(
         TensorInfo(
@@ -221,4 +231,5 @@ def _as_converted(virtual: Contents, known: Inspection, recipe: Recipe, gguf: Gg
         solution=solution,
         windows=(),
         reasons=reasons,
+        baked=record.baked,
     )

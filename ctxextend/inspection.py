@@ -15,6 +15,7 @@ from ctxextend.contents import Contents, Note, Storage
 from ctxextend.errors import RefusedError
 from ctxextend.families import Family, Origin, Position, find_family
 from ctxextend.formats.hf_layers import whole_number
+from ctxextend.formats.hf_positions import explain_positions, position_of, read_positions, refuse_other_length, text_of
 from ctxextend.formats.hf_read import HfRope, RopeGroup, lost_theta, read_rope, text_config
 from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.formats.rope_keys import LENGTH_SYNONYMS, explain, type_of
@@ -132,9 +133,9 @@ def inspect(
         base = told
     config = base_config(contents.config, record)
     row = find_family(config, treat_as=family)
-    position: Position = "alibi" if row.alibi_key and config.get(row.alibi_key) is True else row.position
+    position = position_of(config, row)
     if position != "rope" or row.refusal is not None:
-        return _without_rope(contents, config, row, position)
+        return _without_rope(contents, config, row, position, record=record, override=original_context)
     # A base that a scaling added by hand hides is brought back: it is what the weights know.
     config, standing = (_with_base(c, row) for c in (config, contents.config))
     current = read_rope(standing, row)
@@ -484,7 +485,8 @@ def _about(
             Note(
                 code="rotary-buffers",
                 message=f"{len(buffers)} rope buffers lie in the weights ({buffers[0].name}, ...); transformers "
-                "computes its own and ignores them, a runtime that loads them ignores the config",
+                "computes its own and ignores them, a runtime that loads them ignores the config; convert --bake "
+                "buffers replaces them, the other kinds of --bake drop them",
             )
         )
     for key in ("num_nextn_predict_layers", "mtp_num_hidden_layers"):
@@ -552,10 +554,23 @@ def _model_type(config: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _without_rope(contents: Contents, config: Mapping[str, Any], family: Family, position: Position) -> Inspection:
-    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+def _without_rope(
+    contents: Contents,
+    config: Mapping[str, Any],
+    family: Family,
+    position: Position,
+    *,
+    record: Record | None,
+    override: int | None,
+) -> Inspection:
+    standing = read_positions(contents.tensors, contents.config, family) if position != "rope" else None
     default = family.max_position_embeddings or 0
-    context = next((config[key] for key in keys if type(config.get(key)) is int), default)
+    current = standing.length if standing is not None else whole_number(config, "max_position_embeddings") or default
+    trained = current if record is None else record.trained_context
+    if override is not None:
+        refuse_other_length(standing, trained, override)
+        trained = override
+    about = () if standing is None else explain_positions(standing, trained)
     return Inspection(
         name=contents.name,
         source=contents.source,
@@ -570,15 +585,37 @@ def _without_rope(contents: Contents, config: Mapping[str, Any], family: Family,
         dtypes=dtypes_of(contents),
         quantisation=quantisation(config),
         tied_embeddings=_tied(contents, config, config),
-        trained_context=context,
-        current_context=context,
+        trained_context=trained,
+        current_context=current,
         groups=(),
-        kv_cache=None,
-        notes=(*contents.notes, Note(code=f"position-{position}", message=_position(family, position))),
-        record=None,
+        kv_cache=None if standing is None else _decoder_cache(family, text_of(config, standing.path)),
+        notes=(
+            *contents.notes,
+            *about,
+            *((Note(code="family", message=family.remark),) if family.remark is not None else ()),
+            Note(code=f"position-{position}", message=_position(family, position)),
+        ),
+        record=record,
         config=config,
         rope=None,
     )
+
+
+def _decoder_cache(family: Family, text: Mapping[str, Any]) -> KvCache | None:
+    """The KV cache of a decoder without a rope; None for encoders, and where a number is missing."""
+    decoder = family.positions.decoder if family.positions is not None else None
+    if decoder is None:
+        return None
+    layers = next((n for key in decoder.layers if (n := whole_number(text, key, required=False))), None)
+    width = next((n for key in decoder.width if (n := whole_number(text, key))), None)
+    if layers is None or width is None:
+        return None
+    if decoder.single_key is not None and text.get(decoder.single_key, True) is True:
+        heads = whole_number(text, decoder.heads_key)
+        if not heads:
+            return None
+        width //= heads
+    return KvCache(layers=((layers, None, 2 * width),))
 
 
 def _position(family: Family, position: Position) -> str:

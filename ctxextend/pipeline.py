@@ -28,6 +28,10 @@ from ctxextend.gguf_repair import make_gguf_repair
 from ctxextend.import_plan import make_import_plan
 from ctxextend.inspection import Inspection, inspect
 from ctxextend.plan import Plan, make_plan
+from ctxextend.position_export import make_position_export_plan
+from ctxextend.position_gguf import make_position_gguf_plan
+from ctxextend.position_import import make_position_import_plan
+from ctxextend.position_plan import make_position_plan
 from ctxextend.recipe import Recipe
 from ctxextend.repair import make_repair
 from ctxextend.runtimes import DEFAULT_RUNTIMES
@@ -99,7 +103,8 @@ def plan_inspected(contents: Contents, inspection: Inspection, recipe: Recipe) -
     gguf = _writes_gguf(contents, recipe)
     if gguf and contents.gguf is None:
         recipe = _with_converter(inspection, recipe)
-    return _PLANNERS[contents.gguf is not None, gguf](contents, inspection, recipe)
+    planners = _PLANNERS if inspection.position in ("rope", "none") else _POSITION_PLANNERS
+    return planners[contents.gguf is not None, gguf](contents, inspection, recipe)
 
 
 def _with_converter(inspection: Inspection, recipe: Recipe) -> Recipe:
@@ -109,6 +114,14 @@ def _with_converter(inspection: Inspection, recipe: Recipe) -> Recipe:
     found = find_converter(Path(recipe.converter) if recipe.converter is not None else None)
     return recipe if found is None else msgspec.structs.replace(recipe, converter=str(found))
 
+
+#: Who plans for models without a rope.
+_POSITION_PLANNERS: Final[Mapping[tuple[bool, bool], Callable[[Contents, Inspection, Recipe], Plan]]] = {
+    (False, False): make_position_plan,
+    (False, True): make_position_export_plan,
+    (True, False): make_position_import_plan,
+    (True, True): make_position_gguf_plan,
+}
 
 #: Who plans, by whether the source and the result are GGUF.
 _PLANNERS: Final[Mapping[tuple[bool, bool], Callable[[Contents, Inspection, Recipe], Plan]]] = {

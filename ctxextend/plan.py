@@ -11,11 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from ctxextend.bake import own_buffers, tensor_changes
 from ctxextend.changes import (
     Action,
+    Carry,
+    DropTensor,
     EditJson,
+    Rewrite,
+    TensorChange,
     actions_of,
     digest_of,
     gguf_sha256,
@@ -24,8 +29,9 @@ from ctxextend.changes import (
     with_record,
 )
 from ctxextend.contents import Contents
-from ctxextend.encoding import Chosen, PlanWarning, Verdict, judge, warnings_of
+from ctxextend.encoding import Chosen, PlanWarning, Verdict, judge, static_tables, warnings_of
 from ctxextend.errors import RefusedError
+from ctxextend.families import Position
 from ctxextend.faults import Subject, faults
 from ctxextend.formats.hf_read import read_rope
 from ctxextend.formats.hf_write import length_edits
@@ -35,11 +41,11 @@ from ctxextend.lengths import show_tokens
 from ctxextend.methods import extension_factor
 from ctxextend.methods.auto import TRAINING_FREE_WARNING_ABOVE
 from ctxextend.methods.base import Base
-from ctxextend.recipe import Recipe, resolve_target
-from ctxextend.record import path_of
+from ctxextend.recipe import Recipe, bakes_buffers, resolve_target
+from ctxextend.record import KEY, InWeights, baked_source, path_of
 from ctxextend.rope import RopeTable
 from ctxextend.scaling import Scaling, table
-from ctxextend.solving import Solution, config_chooser, solve, wanted_bases
+from ctxextend.solving import Solution, Temperature, config_chooser, solve, wanted_bases
 from ctxextend.version import VERSION
 
 SCHEMA: Final = "ctxextend.plan/1"
@@ -47,6 +53,10 @@ SCHEMA: Final = "ctxextend.plan/1"
 #: Faults that a right conversion can leave in its result: the runtimes differ there however it is written.
 _WRITTEN_FAULTS: Final = frozenset({"latent-without-pair", "longrope-switches"})
 
+
+#: What copies of the weights that other frameworks load are called. Their tables would be the old ones.
+_OTHER_WEIGHTS: Final = (".bin", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".pt", ".pth", ".tflite", ".mlmodel")
+_OTHER_INDEX: Final = (".bin.index.json", ".h5.index.json", ".msgpack.index.json")
 
 #: Notes of an inspection that whoever converts must see.
 _CARRIED_NOTES: Final = frozenset(
@@ -72,13 +82,17 @@ class State(Struct, frozen=True, kw_only=True):
 
 
 class PlannedGroup(Struct, frozen=True, kw_only=True):
-    """One group of layers, before and after. Layers without a rope have neither."""
+    """One group of layers, before and after. Layers without a rope have neither.
+
+    ``folded``: the temperature that their weights hold; ``after`` is then what is left to runtimes.
+    """
 
     label: str
     layers: tuple[int, ...]
     extended: bool
     before: State | None
     after: State | None
+    folded: Temperature | None = None
 
 
 class SourceRef(Struct, frozen=True, kw_only=True):
@@ -97,7 +111,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """What will happen. ``digest`` identifies the change itself, whatever the checkpoint is called.
 
     ``misread``: the readers that are known to read another table in the result; a warning says so of each.
-    ``to``: the format of the result.
+    ``to``: the format of the result. ``position``: how positions reach attention; ``groups`` are of ropes alone.
     """
 
     schema: str = SCHEMA
@@ -120,6 +134,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     warnings: tuple[PlanWarning, ...]
     out: str
     to: Literal["safetensors", "gguf"] = "safetensors"
+    position: Position = "rope"
 
 
 def make_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
@@ -213,21 +228,46 @@ def assemble(
     solution: Solution[Chosen],
     windows: tuple[Edit, ...],
     reasons: tuple[str, ...],
+    baked: InWeights | UnsetType = UNSET,
 ) -> Plan:
-    """The plan of a solution. ``windows`` are the edits of sliding windows."""
+    """The plan of a solution. ``windows``: the edits of sliding windows; ``baked``: what the weights hold already."""
     trained = inspection.trained_context
     edits = {
         "config.json": (*windows, *solution.chosen.encoding.edits),
         **side_edits(contents, inspection, target),
     }
-    digest = digest_of(inspection, edits, method=solution.method, trained=trained, target=target)
-    final = with_record(contents, inspection, edits, digest, method=solution.method, target=target)
+    groups = planned_groups(
+        inspection,
+        target,
+        scalings=solution.scalings,
+        rope_theta=solution.chosen.rope_theta,
+        encoding=solution.chosen.encoding.name,
+        folded=solution.folded,
+    )
+    tables = {group.label: group.after.table for group in groups if group.after is not None}
+    if solution.chosen.encoding.name == "theta":
+        tables = static_tables(tables)
+    tensors, baking = tensor_changes(contents, inspection, recipe, solution, tables)
+    kept = [change for change in tensors if not isinstance(change, DropTensor)]
+    digest = digest_of(inspection, edits, method=solution.method, trained=trained, target=target, tensors=kept)
+    final = with_record(
+        contents,
+        inspection,
+        edits,
+        digest,
+        method=solution.method,
+        target=target,
+        baked=baked or in_weights(solution),
+        buffers=True if bakes_buffers(recipe) else UNSET,
+    )
     warnings = (
         *solution.warnings,
         *solution.chosen.warnings,
+        *baking,
         *warnings_about(inspection, target=target, fine_tune=recipe.fine_tune),
         *_faults_written(contents, inspection, final, target),
     )
+    actions, left_out = without_other_weights(actions_of(contents, final, to_do(inspection, tensors, digest)), contents)
     return Plan(
         version=VERSION,
         digest=digest,
@@ -242,18 +282,32 @@ def assemble(
         target_context=target,
         reasons=reasons,
         runtimes=recipe.runtimes,
-        groups=planned_groups(
-            inspection,
-            target,
-            scalings=solution.scalings,
-            rope_theta=solution.chosen.rope_theta,
-            encoding=solution.chosen.encoding.name,
-        ),
-        actions=actions_of(contents, final),
+        groups=groups,
+        actions=actions,
         misread=solution.chosen.misread,
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys((*warnings, *left_out))),
         out=default_name(contents.name, solution.method, target),
     )
+
+
+def to_do(inspection: Inspection, tensors: tuple[TensorChange, ...], digest: str) -> tuple[TensorChange, ...]:
+    """The changes of tensors that are still to be made: none where the source is the result of this very change.
+
+    Raises :class:`RefusedError` for weights that another change has already gone into.
+    """
+    record = inspection.record
+    if record is None:
+        return tensors
+    if record.plan == digest:
+        return ()
+    if record.baked is UNSET:
+        return tensors
+    raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
+
+
+def in_weights(solution: Solution[Any]) -> InWeights | UnsetType:
+    """What of a solution no edit takes out of the weights again."""
+    return "temperature" if solution.folded else UNSET
 
 
 def _nothing_to_do(contents: Contents, inspection: Inspection, recipe: Recipe, target: int) -> Plan:
@@ -337,6 +391,7 @@ def plain_plan(
     """The plan of ``edits`` that leave every rope as it is, or ``reverted`` as before an earlier conversion of ours."""
     trained = inspection.trained_context
     digest = digest_of(inspection, edits, method=method, trained=trained, target=target)
+    tensors = to_do(inspection, own_buffers(contents, inspection), digest)
     final = taken_back(contents, inspection) if reverted else {}
     if edits:
         final = with_record(contents, inspection, edits, digest, method=method, target=target)
@@ -358,7 +413,7 @@ def plain_plan(
         runtimes=recipe.runtimes,
         misread=tuple(verdict.name for verdict in verdicts if not verdict.agrees),
         groups=planned_groups(inspection, target, reverted=reverted),
-        actions=actions_of(contents, final),
+        actions=actions_of(contents, final, tensors),
         warnings=(*warnings, *warnings_of(verdicts, length)),
         out=default_name(contents.name, method, target),
     )
@@ -396,6 +451,7 @@ def planned_groups(
     rope_theta: Mapping[str, float] | None = None,
     encoding: str | None = None,
     reverted: bool = False,
+    folded: Mapping[str, Temperature] | None = None,
 ) -> tuple[PlannedGroup, ...]:
     """Every group before and after: those with ``scalings`` by label are extended, written as ``encoding``.
 
@@ -403,7 +459,10 @@ def planned_groups(
     ``reverted``: the others are as before an earlier conversion of ours.
     """
     planned = tuple(
-        _planned(group, (scalings or {}).get(group.label), (rope_theta or {}).get(group.label), encoding, target)
+        msgspec.structs.replace(
+            _planned(group, (scalings or {}).get(group.label), (rope_theta or {}).get(group.label), encoding, target),
+            folded=(folded or {}).get(group.label),
+        )
         for group in inspection.groups
     )
     if not reverted:
@@ -518,3 +577,32 @@ def arithmetic(trained: int, target: int) -> str:
 def default_name(name: str, method: str, target: int) -> str:
     """``NAME-METHOD-128k``: what the output is called when nothing else is said."""
     return f"{name}-{method}-{show_tokens(target)}"
+
+
+def without_other_weights(
+    actions: tuple[Action, ...], contents: Contents
+) -> tuple[tuple[Action, ...], tuple[PlanWarning, ...]]:
+    """The actions without copies of the weights that other frameworks load, since they are the old ones.
+
+    Only where tensors are rewritten; what is left out is said.
+    """
+    if not any(isinstance(action, Rewrite) for action in actions):
+        return actions, ()
+    out = {file.path for file in contents.files if file.path.endswith((*_OTHER_WEIGHTS, *_OTHER_INDEX))}
+    if not out:
+        return actions, ()
+    sizes = {file.path: file.size_bytes for file in contents.files}
+    kept: list[Action] = []
+    for action in actions:
+        if isinstance(action, Carry):
+            files = tuple(file for file in action.files if file not in out)
+            kept.append(Carry(files=files, size_bytes=sum(sizes[file] for file in files)))
+        else:
+            kept.append(action)
+    warning = PlanWarning(
+        code="other-weights-left-out",
+        message=f"copies of the weights for other frameworks are the old ones and are left out: "
+        f"{', '.join(sorted(out))}",
+        hint="make them anew from the result where they are needed",
+    )
+    return tuple(kept), (warning,)

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from ctxextend.errors import UsageError
 from ctxextend.inspection import BaseChoice, SlidingWindow
+from ctxextend.record import Bake
 from ctxextend.runtimes import DEFAULT_RUNTIMES
 
 #: Which forms of a scaling may be written.
@@ -38,11 +39,22 @@ class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     family: str | None = None
     runtimes: tuple[str, ...] = DEFAULT_RUNTIMES
     carrier: Carrier = "auto"
+    bake: Bake = "none"
     allow: tuple[str, ...] = ()
     to: Literal["safetensors", "gguf"] | None = None
     outtypes: tuple[str, ...] = ()
     split_max_size: int | None = None
     converter: str | None = None
+
+
+def bakes_temperature(recipe: Recipe) -> bool:
+    """Whether the attention factor goes into the weights."""
+    return recipe.bake in ("temperature", "all")
+
+
+def bakes_buffers(recipe: Recipe) -> bool:
+    """Whether frequencies go into tensors."""
+    return recipe.bake in ("buffers", "all")
 
 
 def resolve_target(recipe: Recipe, trained: int) -> int:

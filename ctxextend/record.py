@@ -12,8 +12,14 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ctxextend.errors import CheckpointError
+from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.formats.json_edit import Edit, value_at
+
+#: What is put into the tensors: the frequencies, the temperature, both, or nothing.
+Bake = Literal["none", "buffers", "temperature", "all"]
+
+#: What no edit of a document or key takes out of the weights again.
+InWeights = Literal["temperature", "positions"]
 
 KEY: Final = "ctxextend"
 SCHEMA: Final = "ctxextend.record/1"
@@ -29,7 +35,8 @@ class Before(Struct, frozen=True, kw_only=True):
 class Record(Struct, frozen=True, kw_only=True):
     """The block itself. ``base`` maps file names to what they said; ``plan`` is the plan's digest.
 
-    ``taken_as``: what the user said of the scaling that stood there, where nothing else tells.
+    ``taken_as``: what the user said of the scaling that stood there, where nothing else tells. ``baked``: what is in
+    the weights, which no edit takes out again; ``buffers``: the rope buffers among the tensors are ours.
     """
 
     schema: str = SCHEMA
@@ -40,6 +47,22 @@ class Record(Struct, frozen=True, kw_only=True):
     plan: str
     base: dict[str, Before]
     taken_as: Literal["trained", "unscaled"] | UnsetType = UNSET
+    baked: InWeights | UnsetType = UNSET
+    buffers: bool | UnsetType = UNSET
+
+
+def baked_source(key: str, file: str, baked: InWeights, method: str, target: int) -> RefusedError:
+    """Weights that an extension has gone into, where they would be extended once more."""
+    what = "the temperature" if baked == "temperature" else "the positions"
+    return RefusedError(
+        f"an earlier conversion put {what} of its extension into these weights, and no edit takes that out again",
+        code="baked-source",
+        file=file,
+        key=key,
+        expected="weights as they were trained",
+        found=f"{method} to {target} tokens",
+        hint="start from the checkpoint that this one was made of",
+    )
 
 
 def find_record(config: Mapping[str, Any]) -> Record | None:

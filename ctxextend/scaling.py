@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from typing import Final, assert_never
 
+import msgspec
 from msgspec import Struct
 
 from ctxextend.rope import RopeSpec, RopeTable
@@ -303,6 +304,19 @@ def _longrope_table(spec: RopeSpec, scaling: LongRope, plain: tuple[float, ...],
         softmax_factor=softmax,
         switches=() if scaling.short_factor == scaling.long_factor else (original,),
     )
+
+
+def untempered(scaling: Scaling) -> Scaling:
+    """The same frequencies without a temperature: cos, sin and the softmax are multiplied by 1."""
+    match scaling:
+        case Yarn():
+            return msgspec.structs.replace(scaling, attention_factor=1.0, mscale=None, mscale_all_dim=None)
+        case LongRope():
+            return msgspec.structs.replace(scaling, attention_factor=1.0, mscale_all_dim=None)
+        case Rebase() | Linear() | Dynamic() | Llama3():
+            return scaling
+        case _:
+            assert_never(scaling)
 
 
 def over_base(spec: RopeSpec, now: RopeSpec, scaling: Scaling | None, *, length: int) -> Scaling | None:

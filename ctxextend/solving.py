@@ -20,9 +20,9 @@ from ctxextend.inspection import Inspection
 from ctxextend.methods import Options, decode_options, find_method
 from ctxextend.methods.auto import Choice, choices
 from ctxextend.methods.base import Base, HasVariants, Method
-from ctxextend.recipe import Recipe
+from ctxextend.recipe import Recipe, bakes_temperature
 from ctxextend.runtimes import DEFAULT_RUNTIMES
-from ctxextend.scaling import Scaling, table
+from ctxextend.scaling import Scaling, table, untempered
 
 Form = TypeVar("Form")
 
@@ -31,14 +31,25 @@ Form = TypeVar("Form")
 Chooser = Callable[[str, Mapping[str, Scaling]], Form]
 
 
+class Temperature(Struct, frozen=True, kw_only=True):
+    """What is left to the weights: the factor on cos and sin, and that on the softmax."""
+
+    attention_factor: float
+    softmax_factor: float
+
+
 class Solution(Struct, Generic[Form], frozen=True, kw_only=True):
-    """A method that worked out: its scalings by label, the form that was chosen for them, and what that costs."""
+    """A method that worked out: its scalings by label, the form that was chosen for them, and what that costs.
+
+    ``folded``: the temperature that the scalings left behind, by label, since the weights are to hold it.
+    """
 
     method: str
     options: Mapping[str, Any]
     scalings: Mapping[str, Scaling]
     chosen: Form
     warnings: tuple[PlanWarning, ...] = ()
+    folded: Mapping[str, Temperature] = {}
 
 
 def wanted_bases(inspection: Inspection, recipe: Recipe) -> dict[str, Base]:
@@ -75,7 +86,10 @@ def solve(
     factor: float,
     choose: Chooser[Form],
 ) -> tuple[Solution[Form], tuple[str, ...]]:
-    """The first choice of a method that every runtime reads as planned, and why it was chosen."""
+    """The first choice of a method that every runtime reads as planned, and why it was chosen.
+
+    Where the recipe puts the temperature into the weights, what runtimes must read is the scaling without it.
+    """
     if recipe.method == "auto":
         if recipe.options:
             raise UsageError("auto takes no parameters", code="bad-parameter", hint="name a method with --method")
@@ -87,7 +101,7 @@ def solve(
     for choice in order:
         method = find_method(choice.method)
         try:
-            solution = _with_method(wanted, target, method, choice.options, choose)
+            solution = _with_method(wanted, target, method, choice.options, choose, fold=bakes_temperature(recipe))
         except RefusedError as error:
             if error.code not in ("unreadable", "unwritable"):
                 raise
@@ -107,6 +121,8 @@ def _with_method(
     method: Method,
     given: Mapping[str, Any],
     choose: Chooser[Form],
+    *,
+    fold: bool,
 ) -> Solution[Form]:
     """The method's first variant that the runtimes read alike. Raises the first variant's refusal if none is."""
     options = decode_options(method, given)
@@ -114,7 +130,8 @@ def _with_method(
     variants = method.variants(first, options) if isinstance(method, HasVariants) else (options,)
     refused: RefusedError | None = None
     for variant in variants:
-        scalings = _scalings(method, wanted, target, variant)
+        full = _scalings(method, wanted, target, variant)
+        scalings = {label: untempered(scaling) for label, scaling in full.items()} if fold else full
         try:
             chosen = choose(method.name, scalings)
         except RefusedError as error:
@@ -124,8 +141,15 @@ def _with_method(
         warnings: tuple[PlanWarning, ...] = ()
         if refused is not None:
             wished = _scalings(method, wanted, target, variants[0])
-            warnings = (_second_best(wanted, wished, scalings, target, said, refused),)
-        return Solution(method=method.name, options=said, scalings=scalings, chosen=chosen, warnings=warnings)
+            warnings = (_second_best(wanted, wished, full, target, said, refused),)
+        return Solution(
+            method=method.name,
+            options=said,
+            scalings=scalings,
+            chosen=chosen,
+            warnings=warnings,
+            folded=_folded(wanted, full, target) if fold else {},
+        )
     assert refused is not None
     raise refused
 
@@ -171,6 +195,16 @@ def _excused(inspection: Inspection, recipe: Recipe, wanted: Mapping[str, Base])
         wrong = misreaders(config, inspection.family, tables, trained=trained, required=recipe.runtimes)
         found = wrong if found is None else found & wrong
     return found or frozenset()
+
+
+def _folded(wanted: Mapping[str, Base], scalings: Mapping[str, Scaling], target: int) -> dict[str, Temperature]:
+    """The temperatures that aren't 1."""
+    tables = {label: table(base.spec, scalings[label], length=target) for label, base in wanted.items()}
+    return {
+        label: Temperature(attention_factor=found.attention_factor, softmax_factor=found.softmax_factor)
+        for label, found in tables.items()
+        if (found.attention_factor, found.softmax_factor) != (1.0, 1.0)
+    }
 
 
 def _scalings(method: Method, wanted: Mapping[str, Base], target: int, options: Options) -> dict[str, Scaling]:

@@ -7,6 +7,9 @@ training sequence is exactly 256 tokens long, so position 255 is the last one th
 
     apt-get download r-cran-janeaustenr
     python demo/train.py r-cran-janeaustenr_*.deb
+
+``--positions learned`` and ``--positions alibi`` train models of the same size with a table of positions (GPT-2's
+architecture) and with ALiBi (BLOOM's), for measuring what an extension of those does: docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 HELD_OUT = "persuasion"
 HELD_OUT_BYTES = 100_000
@@ -62,6 +66,43 @@ CONFIG: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 2048,
 }
+
+#: GPT-2's architecture, whose table has a row for each of the positions.
+LEARNED: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.0,
+    "bos_token_id": 0,
+    "embd_pdrop": 0.0,
+    "eos_token_id": 1,
+    "model_type": "gpt2",
+    "n_embd": 128,
+    "n_head": 4,
+    "n_layer": 4,
+    "n_positions": CONTEXT,
+    "resid_pdrop": 0.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 2048,
+}
+
+#: BLOOM's architecture, whose heads are biased against distance.
+ALIBI: dict[str, Any] = {
+    "architectures": ["BloomForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "hidden_dropout": 0.0,
+    "hidden_size": 128,
+    "model_type": "bloom",
+    "n_head": 4,
+    "n_layer": 4,
+    "seq_length": CONTEXT,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+    "vocab_size": 2048,
+}
+
+CONFIGS = {"rope": CONFIG, "learned": LEARNED, "alibi": ALIBI}
 
 GENERATION_CONFIG: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1}
 
@@ -185,7 +226,7 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     return torch.tensor([i for text in texts for i in tokenizer.encode(f"{BOS}{text}{EOS}").ids])
 
 
-def next_token_loss(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def next_token_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of every next token in rows of ``CONTEXT + 1`` tokens."""
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
@@ -200,14 +241,14 @@ def crops(stream: torch.Tensor, batch: int, generator: torch.Generator) -> torch
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, stream: torch.Tensor, rows: int = 32) -> float:
+def held_out_loss(model: PreTrainedModel, stream: torch.Tensor, rows: int = 32) -> float:
     """Mean loss within the trained context, on the first ``rows`` stretches of ``stream``."""
     tokens = stream[: rows * (CONTEXT + 1)].view(rows, CONTEXT + 1)
     losses = [next_token_loss(model, part) for part in tokens.view(-1, 8, CONTEXT + 1)]
     return torch.stack(losses).mean().item()
 
 
-def build_optimizer(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW that decays the matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -226,11 +267,14 @@ def cosine(step: int, recipe: Recipe) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train(train_stream: torch.Tensor, held_out: torch.Tensor, recipe: Recipe) -> LlamaForCausalLM:
+def train(
+    config: dict[str, Any], train_stream: torch.Tensor, held_out: torch.Tensor, recipe: Recipe
+) -> PreTrainedModel:
     """Train from scratch, printing the losses every 250 steps."""
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
-    model = LlamaForCausalLM(LlamaConfig.from_dict(CONFIG))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config))
+    model.float()
     optimizer = build_optimizer(model, recipe)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, recipe))
     began, recent = time.monotonic(), 0.0
@@ -257,18 +301,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def save(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the checkpoint as a published one is laid out, weights in bfloat16."""
+def save(model: PreTrainedModel, config: dict[str, Any], tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the checkpoint as a published one is laid out, weights in the type that its config names."""
     directory.mkdir(parents=True, exist_ok=True)
+    dtype = getattr(torch, config["torch_dtype"])
     tensors = {
-        name: tensor.to(torch.bfloat16).contiguous()
+        name: tensor.to(dtype).contiguous()
         for name, tensor in model.state_dict().items()
         if name != "lm_head.weight"  # tied to the embedding
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
     tokenizer.save(str(directory / "tokenizer.json"))
-    write_json(directory / "config.json", CONFIG)
+    write_json(directory / "config.json", config)
     write_json(directory / "generation_config.json", GENERATION_CONFIG)
     write_json(directory / "tokenizer_config.json", TOKENIZER_CONFIG)
 
@@ -279,6 +324,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("source", type=Path, help="the .deb, or where it was unpacked")
     parser.add_argument("--output", type=Path, default=here, help="default: beside this script")
+    parser.add_argument("--positions", choices=list(CONFIGS), default="rope")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -304,8 +350,9 @@ def main() -> None:
         seed=options.seed,
     )
     print(f"{len(stream)} tokens of {', '.join(novels)}; {recipe}", flush=True)
-    model = train(stream, encode(tokenizer, [held_out]), recipe)
-    save(model, tokenizer, options.output / "checkpoint")
+    config = CONFIGS[options.positions]
+    model = train(config, stream, encode(tokenizer, [held_out]), recipe)
+    save(model, config, tokenizer, options.output / "checkpoint")
     excerpt = first_chapters(held_out, HELD_OUT_BYTES)
     (options.output / "heldout.txt").write_text(excerpt, encoding="utf-8")
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from ctxextend.cli import app
-from ctxextend.cli.listings import family_row, gguf_cell, method_rows, refused_rows, variant_rows, wrapper_rows
+from ctxextend.cli.listings import (
+    family_row,
+    gguf_cell,
+    method_rows,
+    refused_rows,
+    unbaked_rows,
+    variant_rows,
+    wrapper_rows,
+)
 from ctxextend.families import FAMILIES
 from ctxextend.runtimes import DEFAULT_RUNTIMES, READERS, Reader
 from ctxextend.runtimes.gguf_base import GgufReader
@@ -97,6 +105,8 @@ def families_page() -> str:
         + _table(
             ("family", "where", "then"), [(f"`{name}`", f"`{where}`", then) for name, where, then in variant_rows()]
         )
+        + "\n## Not with `--bake temperature`\n\nFamilies whose weights can't take an attention factor.\n\n"
+        + _table(("because", "families"), [(reason, _codes(names)) for reason, names in unbaked_rows()])
         + "\n## Refused\n\n"
         + _table(("because", "model types"), [(reason, _codes(kinds)) for reason, kinds in refused_rows()])
     )

@@ -16,6 +16,7 @@ DOCUMENTS: Final[tuple[str, ...]] = (
     "config.json",
     "tokenizer_config.json",
     "generation_config.json",
+    "sentence_bert_config.json",
     "params.json",
     "original/params.json",
     "adapter_config.json",

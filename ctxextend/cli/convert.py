@@ -45,6 +45,7 @@ def convert(
     family: o.FamilyOpt = None,
     runtimes: o.RuntimesOpt = o.RUNTIMES_DEFAULT,
     carrier: o.CarrierOpt = "auto",
+    bake: o.BakeOpt = "none",
     to: o.ToOpt = None,
     outtype: o.OuttypeOpt = None,
     split_max_size: o.SplitOpt = None,
@@ -101,6 +102,7 @@ def convert(
         family=family,
         runtimes=runtimes,
         carrier=carrier,
+        bake=bake,
         allow=allow,
         to=to,
         outtype=outtype,
@@ -241,6 +243,8 @@ def show_result(console: Console, path: Path, manifest: Manifest) -> None:
     if console.as_json:
         console.document(manifest)
         return
+    from ctxextend.cli.tensor_page import rounding_line
+
     console.line(str(path))
     plan = manifest.plan
     if plan.method in ("none", "repair"):
@@ -248,10 +252,15 @@ def show_result(console: Console, path: Path, manifest: Manifest) -> None:
     else:
         console.note(f"{plan.method}: {plan.arithmetic}, {plan.trained_context} -> {plan.target_context} tokens")
     for file in manifest.files:
-        how = "written" if file.written else "carried"
+        how = "written" if file.written else "rewritten" if file.rewritten else "carried"
         console.detail(f"  {how} {file.path}, {show_bytes(file.size_bytes)}")
+    rounding = rounding_line(manifest.tensors)
+    if rounding is not None:
+        console.note(f"  {rounding}")
     for found in manifest.verified:
         verdict = "reads it as planned" if found.agrees else f"does not: {found.reason}"
+        if found.absent is not None:
+            verdict = found.absent
         length = "" if found.max_context is None else f", serves {found.max_context}"
         console.note(f"  {found.runtime} {found.versions}: {verdict}{length}")
     if any(file.path == OVERRIDES for file in manifest.files):

@@ -7,13 +7,15 @@ from typing import Any
 
 import msgspec
 
+from ctxextend.baking import why_not
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.exports.rows import ROWS
 from ctxextend.families import FAMILIES, REFUSED, WRAPPERS, Family
 from ctxextend.families.variants import VARIANTS
 from ctxextend.formats.gguf_architectures import OF_FAMILY
-from ctxextend.methods import METHODS, find_method, third_party_methods
+from ctxextend.methods import METHODS, POSITION_METHODS, Method, find_method, third_party_methods
+from ctxextend.methods.positions import PositionMethod
 from ctxextend.runtimes import DEFAULT_RUNTIMES, READERS, Reader
 from ctxextend.runtimes.gguf_base import GgufReader
 from ctxextend.runtimes.llama_cpp import GGUF_READERS
@@ -62,6 +64,8 @@ def families(as_json: o.JsonOpt = False) -> None:
     ]
     _draw(shown, ("family", "model types", "positions", "trained in", "GGUF", "refused because"))
     _draw(wrapper_rows(), ("\nlanguage model inside", "\nmodel types around it, or around any other in text_config"))
+    unbaked = [(names, reason) for reason, names in unbaked_rows()]
+    _draw(unbaked, ("\nnot with --bake temperature", "\nbecause"))
     refused = [(str(len(kinds.split(", "))), f"{reason}: {kinds}") for reason, kinds in refused_rows()]
     _draw(refused, ("\nrefused", "\nbecause, and the model types"))
 
@@ -94,8 +98,9 @@ def runtimes(as_json: o.JsonOpt = False) -> None:
 def method_rows() -> list[dict[str, Any]]:
     """One row a method, built in or installed."""
     rows = []
-    for name in (*METHODS, *third_party_methods()):
-        method = find_method(name)
+    built_in: list[Method | PositionMethod] = [*METHODS.values(), *POSITION_METHODS.values()]
+    for method in (*built_in, *(find_method(name) for name in third_party_methods())):
+        name = method.name
         fields = msgspec.structs.fields(method.options)
         parameters = {f.name: msgspec.to_builtins(f.default) for f in fields}
         rows.append({"name": name, "summary": method.summary, "source": method.source, "parameters": parameters})
@@ -114,6 +119,7 @@ def family_row(family: Family) -> dict[str, Any]:
         "gguf": {"architecture": OF_FAMILY[family.name], "exported": family.name in ROWS}
         if family.name in OF_FAMILY
         else None,
+        "not_baked": why_not(family) if family.position == "rope" else None,
     }
 
 
@@ -123,6 +129,16 @@ def gguf_cell(row: Mapping[str, Any]) -> str:
     if gguf is None:
         return ""
     return str(gguf["architecture"]) if gguf["exported"] else f"{gguf['architecture']}, by --converter"
+
+
+def unbaked_rows() -> list[tuple[str, str]]:
+    """Why families with a rope have no temperature in their weights, and which."""
+    reasons: dict[str, list[str]] = {}
+    for family in FAMILIES.values():
+        reason = why_not(family) if family.position == "rope" and family.refusal is None else None
+        if reason is not None:
+            reasons.setdefault(reason, []).append(family.name)
+    return [(reason, ", ".join(names)) for reason, names in reasons.items()]
 
 
 def wrapper_rows() -> list[tuple[str, str]]:

@@ -78,6 +78,14 @@ CarrierOpt = Annotated[
     Literal["auto", "native", "factors"],
     typer.Option("--carrier", help="Write the scaling's own form, per-pair factors, or the first that fits."),
 ]
+BakeOpt = Annotated[
+    Literal["none", "buffers", "temperature", "all"],
+    typer.Option(
+        "--bake",
+        help="Put the extension into tensors too: the frequencies (buffers), the attention factor into the query "
+        "weights (temperature), or both.",
+    ),
+]
 AllowOpt = Annotated[
     Optional[list[str]],
     typer.Option("--allow", metavar="CODE", help="Let this refusal pass.", show_default=False),
@@ -139,6 +147,7 @@ def recipe_of(
     family: str | None,
     runtimes: str,
     carrier: Literal["auto", "native", "factors"],
+    bake: Literal["none", "buffers", "temperature", "all"],
     allow: Iterable[str] | None,
     to: Literal["safetensors", "gguf"] | None,
     outtype: Iterable[str] | None,
@@ -162,6 +171,7 @@ def recipe_of(
         family=family,
         runtimes=names,
         carrier=carrier,
+        bake=bake,
         allow=allowed(allow),
         to=to,
         outtypes=tuple(name.strip().lower() for given in outtype or () for name in given.split(",")),

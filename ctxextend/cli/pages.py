@@ -13,7 +13,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ctxextend.changes import Action, Carry, Export, Restore, SetKey, SetTensor
+from ctxextend.changes import Action, Carry, Export, Restore, Rewrite, SetKey, SetTensor
+from ctxextend.cli.tensor_page import tensor_lines
 from ctxextend.documents import fits, lengths_of_interest
 from ctxextend.gguf_record import KEY as RECORD
 from ctxextend.inspection import Group, Inspection
@@ -30,7 +31,9 @@ def inspection_page(
     inspection: Inspection, *, target: int | None, memory_bytes: int | None, plan: Plan | None
 ) -> RenderableType:
     """Facts, ropes, spectrum, cache, notes."""
-    parts: list[RenderableType] = [_facts(inspection), _ropes(inspection.groups)]
+    parts: list[RenderableType] = [_facts(inspection)]
+    if inspection.groups:
+        parts.append(_ropes(inspection.groups))
     for spectrum in _spectra(inspection, plan):
         parts.append(Padding(spectrum, (1, 0, 0, 0)))
     if inspection.kv_cache is not None:
@@ -54,6 +57,8 @@ def plan_page(plan: Plan) -> RenderableType:
         made = _made(plan, action)
         if made is not None:
             facts.add_row(*map(escape, made))
+    for line in tensor_lines(plan.actions):
+        facts.add_row(*map(escape, line))
     facts.add_row("output", escape(plan.out))
     return facts
 
@@ -65,6 +70,9 @@ def _made(plan: Plan, action: Action) -> tuple[str, str] | None:
             count = len(action.files)
             what = "the weights" if plan.to == "gguf" and count == 1 else f"{count} file{'' if count == 1 else 's'}"
             return "carried", f"{what}, {show_bytes(action.size_bytes)}, byte for byte"
+        case Rewrite():
+            files = f"{len(action.files)} file{'' if len(action.files) == 1 else 's'}"
+            return "rewritten", f"{files}, {show_bytes(action.size_bytes)}; tensors not named here stay byte for byte"
         case Export():
             parts = "" if action.split_max_size is None else f", in parts of {show_bytes(action.split_max_size)}"
             types = ", ".join(action.outtypes)
@@ -266,6 +274,8 @@ def _change(plan: Plan, label: str) -> str:
         return count + f"kept ({describe(group.before.scaling)})"
     after = group.after
     factor = f", attention factor {after.table.attention_factor:.6g}"
+    if group.folded is not None:
+        factor += f" ({group.folded.attention_factor:.6g} in the weights)"
     return f"{count}{describe(group.before.scaling)} -> {describe(after.scaling)}{factor}; written as {after.encoding}"
 
 

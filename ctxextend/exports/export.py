@@ -24,19 +24,41 @@ from ctxextend.exports.layout import (
     Reshape,
     Rows,
     SplitHeads,
+    Transpose,
     TransposeHeads,
 )
-from ctxextend.exports.row import Key, Row, Settings, Sizes, TensorRule, broken, settings_of, sizes_of
+from ctxextend.exports.row import (
+    POSITIONS,
+    Key,
+    Row,
+    Settings,
+    Sizes,
+    TensorRule,
+    broken,
+    settings_of,
+    sizes_of,
+)
 from ctxextend.exports.rows import ROWS
 from ctxextend.formats.gguf_architectures import ARCHITECTURES
-from ctxextend.formats.gguf_keys import CONTEXT, PATTERN, SLIDING_THETA, THETA, WINDOW, GgufGroup, Keys, geometry
+from ctxextend.formats.gguf_keys import (
+    CONTEXT,
+    PATTERN,
+    POSITION_TABLE,
+    SLIDING_THETA,
+    THETA,
+    WINDOW,
+    GgufGroup,
+    Keys,
+    geometry,
+)
 from ctxextend.formats.gguf_write import single
 from ctxextend.formats.hf_layers import FULL, SLIDING
 from ctxextend.formats.hf_read import HfRope, RopeGroup
 
 _DIMENSIONS: Final = "rope.dimension_count"
-#: Routers, which llama.cpp wants in single precision beside norms, biases and vectors.
-_ROUTERS: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+#: Routers and the table of positions, which llama.cpp's converter keeps in single precision beside norms, biases and
+#: vectors.
+_SINGLE: Final = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", POSITION_TABLE)
 #: What the names of a quantised checkpoint's further tensors end in.
 _QUANTISED: Final = ("_scale", "_scale_inv", ".qweight", ".qzeros", ".scales", ".absmax", ".quant_map")
 #: Architectures whose files have a pattern of windows even where it is the usual one (``conversion/olmo.py``).
@@ -79,25 +101,34 @@ def row_of(family: str) -> Row:
     return row
 
 
-def export_of(family: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], *, rope: HfRope) -> Export:
+def export_of(
+    family: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], *, rope: HfRope | None, length: int = 0
+) -> Export:
     """What the export of a checkpoint holds. ``rope`` is what ``config`` says of positions.
 
-    Raises :class:`RefusedError` for a family without an export, a setting that the architecture can't
-    express and a tensor that has no place in the file, and :class:`CheckpointError` for a value or a tensor
-    that is missing or isn't as the config says.
+    Of a model without one, ``length`` is how many tokens it takes: the rows of its table, if it has any. Raises
+    :class:`RefusedError` for a family without an export, a setting that the architecture can't express and a tensor
+    that has no place in the file, and :class:`CheckpointError` for a value or a tensor that is missing or isn't as the
+    config says.
     """
     row = row_of(family)
-    text = {**rope.text}
-    if rope.path and "tie_word_embeddings" in config:
+    text = {**(config if rope is None else rope.text)}
+    if rope is None:
+        text[POSITIONS] = length
+    elif rope.path and "tie_word_embeddings" in config:
         # A wrapper says it for its language model.
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
     settings = settings_of(row, text)
     _check_expressible(row, settings)
     sizes = sizes_of(settings)
     values = {"general.architecture": GgufValue(type="STRING", value=row.architecture)}
-    for name, value in (*values_of(row, settings).items(), *rope_values(row.architecture, rope).items()):
+    if rope is None:
+        positions = {CONTEXT: typed("UINT32", settings.needed(POSITIONS), CONTEXT)}
+    else:
+        positions = rope_values(row.architecture, rope)
+    for name, value in (*values_of(row, settings).items(), *positions.items()):
         values[f"{row.architecture}.{name}"] = value
-    notes = [*_check_groups(row, values, rope), *_remarks(row, settings)]
+    notes = [*(_check_groups(row, values, rope) if rope is not None else ()), *_remarks(row, settings)]
     layouts, left = _layouts(row, settings, sizes, tensors)
     return Export(architecture=row.architecture, values=values, layouts=layouts, notes=(*notes, *_left_out(left)))
 
@@ -316,7 +347,7 @@ def _place(rule: TensorRule, sizes: Sizes, bid: int) -> Place:
 
 def _is_exact(name: str, shape: tuple[int, ...]) -> bool:
     plain = len(shape) == 1 or not name.endswith(".weight") or name.endswith("_norm.weight")
-    return plain or name.endswith(_ROUTERS)
+    return plain or name.endswith(_SINGLE)
 
 
 def shape_after(shape: tuple[int, ...], operation: Operation) -> tuple[int, ...]:
@@ -328,6 +359,8 @@ def shape_after(shape: tuple[int, ...], operation: Operation) -> tuple[int, ...]
             return (operation.heads * (operation.stop - operation.start), *shape[1:])
         case TransposeHeads():
             return (operation.heads, shape[1], shape[0] // operation.heads)
+        case Transpose():
+            return shape[::-1]
         case Reshape():
             return operation.shape
         case PairRows() | SplitHeads() | AddOne():
@@ -359,7 +392,7 @@ def _layouts(
         chosen = next((place for place in options if all(s in actual for s in place.sources)), None)
         if chosen is None:
             first = options[0]
-            if first.rule.spared is None or not settings.on(first.rule.spared):
+            if not first.rule.optional and (first.rule.spared is None or not settings.on(first.rule.spared)):
                 raise _missing(first, actual)
             continue
         for source in chosen.sources:

@@ -46,6 +46,10 @@ class TransposeHeads(Struct, frozen=True, kw_only=True, tag_field="kind"):
     heads: int
 
 
+class Transpose(Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """Rows become columns: transformers' Conv1D holds a matrix as (inputs, outputs)."""
+
+
 class AddOne(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """One is added to every element: Gemma's norms are stored as their distance from one."""
 
@@ -56,7 +60,7 @@ class Reshape(Struct, frozen=True, kw_only=True, tag_field="kind"):
     shape: tuple[int, ...]
 
 
-Operation = Rows | PairRows | SplitHeads | HeadRows | TransposeHeads | AddOne | Reshape
+Operation = Rows | PairRows | SplitHeads | HeadRows | TransposeHeads | Transpose | AddOne | Reshape
 
 
 class Layout(Struct, frozen=True, kw_only=True):

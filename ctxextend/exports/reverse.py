@@ -18,7 +18,7 @@ from ctxextend.contents import Gguf, Note, TensorInfo
 from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.exports.export import places
 from ctxextend.exports.layout import Operation
-from ctxextend.exports.row import EXPERTS, Key, Row, Settings, Sizes, settings_of, sizes_of
+from ctxextend.exports.row import EXPERTS, POSITIONS, Key, Row, Settings, Sizes, settings_of, sizes_of
 from ctxextend.exports.rows import ROWS
 from ctxextend.families import FAMILIES, Family
 from ctxextend.formats.gguf_architectures import ARCHITECTURES
@@ -27,11 +27,13 @@ from ctxextend.formats.gguf_keys import (
     FREQS,
     LONG,
     PATTERN,
+    POSITION_TABLE,
     SHORT,
     UNROTATED,
     WINDOW,
     GgufGroup,
     Keys,
+    architecture_of,
     geometry,
 )
 from ctxextend.formats.gguf_write import single
@@ -168,7 +170,7 @@ def _candidates(gguf: Gguf) -> list[Row]:
         return []
     keys = Keys(gguf.values, rows[0].architecture)
     sparse = bool(keys.whole("expert_count"))
-    slides = any(group.label == SLIDING for group in geometry(keys, ARCHITECTURES[rows[0].architecture]))
+    slides = any(group.label == SLIDING for group in geometry(keys, architecture_of(gguf)))
 
     def differs(row: Row) -> tuple[bool, bool]:
         experts = any(key.name == "expert_count" for key in row.keys)
@@ -210,7 +212,9 @@ def _restored(row: Row, gguf: Gguf, infos: Mapping[str, TensorInfo], dtype: Floa
     keys = Keys(gguf.values, row.architecture)
     config = _values(row, keys, infos)
     config |= _switches(row, config, infos)
-    settings = settings_of(row, config)
+    table = infos.get(POSITION_TABLE)
+    length = keys.required(CONTEXT) if table is None else table.shape[0]
+    settings = settings_of(row, {**_spelled(row, config), POSITIONS: length})
     sizes = sizes_of(settings)
     targets = _targets(row, settings, sizes, infos)
     family = FAMILIES[row.family]
@@ -218,14 +222,14 @@ def _restored(row: Row, gguf: Gguf, infos: Mapping[str, TensorInfo], dtype: Floa
         width = config["hidden_size"] // config["num_attention_heads"]
         config = {key: value for key, value in config.items() if key != "head_dim" or value != width}
     tokens = _tokens(gguf, sizes.vocab)
-    groups = geometry(keys, ARCHITECTURES[row.architecture])
+    rope: dict[str, Any] = {}
+    if row.position == "rope":
+        rope = _rope(family, keys, geometry(keys, ARCHITECTURES[row.architecture]))
     said = {
         "architectures": [row.model_class],
         "model_type": row.model_type,
-        **config,
-        **_built_in(row, config, sizes),
-        "max_position_embeddings": keys.required(CONTEXT),
-        **_rope(family, keys, groups),
+        **_spelled(row, {**config, **_built_in(row, config, sizes), "max_position_embeddings": length}),
+        **rope,
         "bos_token_id": tokens.get("bos_token_id"),
         "eos_token_id": tokens.get("eos_token_id"),
         "pad_token_id": tokens.get("padding_token_id"),
@@ -243,6 +247,25 @@ def _restored(row: Row, gguf: Gguf, infos: Mapping[str, TensorInfo], dtype: Floa
 
 
 # config.json.
+
+
+def _spelled(row: Row, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as its class calls them, without those that follow from others."""
+    found: dict[str, Any] = {}
+    implied: Mapping[str, Any] = {}
+    if row.derived is not None:
+        named = {key: value for key, value in config.items() if key != "intermediate_size"}
+        implied = row.derived(Settings(named, row.defaults))
+    for key, value in config.items():
+        names = row.names.get(key, (key,))
+        if not names or (key in implied and implied[key] == value):
+            continue
+        *path, last = names[0].split(".")
+        node = found
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return found
 
 
 def _values(row: Row, keys: Keys, infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
@@ -330,7 +353,8 @@ def _value(key: Key, row: Row, keys: Keys, infos: Mapping[str, TensorInfo]) -> A
             raise keys.broken(key.name, " or ".join(map(str, key.codes.values())), entry)
         return said
     if key.type == "FLOAT32":
-        return decimal(number) if entry.type == "FLOAT32" and number is not None else number
+        number = decimal(number) if entry.type == "FLOAT32" and number is not None else number
+        return int(number) if key.whole and number is not None and number.is_integer() else number
     if number is not None and number == key.unset and name not in _NEVER_NULL:
         return None
     return keys.whole(key.name)
@@ -503,7 +527,7 @@ def _targets(row: Row, settings: Settings, sizes: Sizes, infos: Mapping[str, Ten
         layout = place.layout
         info = infos.get(layout.name)
         if info is None:
-            if place.rule.spared is None or not settings.on(place.rule.spared):
+            if not place.rule.optional and (place.rule.spared is None or not settings.on(place.rule.spared)):
                 raise _missing(layout.name)
             continue
         if info.shape != layout.shape:

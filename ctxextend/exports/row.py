@@ -23,7 +23,8 @@ class Key(Struct, frozen=True, kw_only=True):
     The first of ``config`` that is there counts, and is the one to write into a config. ``added``: keys whose
     values are added to it; so the way back takes them off again. ``twins``: keys that must say the same.
     ``codes``: what config.json calls each number of the file. ``unset``: what the file says where config.json
-    has none (always, without ``config``); without it a missing value is an error, unless ``optional``.
+    has none (always, without ``config``); without it a missing value is an error, unless ``optional``. ``whole``: a
+    whole number in config.json all the same.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Key(Struct, frozen=True, kw_only=True):
     codes: Mapping[str, int] = MappingProxyType({})
     unset: float | None = None
     optional: bool = False
+    whole: bool = False
 
 
 class Fixed(Struct, frozen=True, kw_only=True):
@@ -66,6 +68,7 @@ class Sizes(Struct, frozen=True, kw_only=True):
     rotated: int = 0
     unrotated: int = 0
     value_dim: int = 0
+    positions: int = 0
 
     @property
     def q(self) -> int:
@@ -118,7 +121,7 @@ class TensorRule(Struct, frozen=True, kw_only=True):
     ``when``: a setting and whether it must be on (true, or a number above 0) for the rule to count.
     ``spared``: a setting that lets the tensor be missing when it is on. Of several rules for one ``gguf``
     whose ``when`` holds, the first whose tensors are there counts; the first of all is the one to write a
-    checkpoint with.
+    checkpoint with. ``optional``: it may always be missing.
     """
 
     hf: str
@@ -129,6 +132,7 @@ class TensorRule(Struct, frozen=True, kw_only=True):
     count: str = "experts"
     when: tuple[str, bool] | None = None
     spared: str | None = None
+    optional: bool = False
 
 
 class Settings(Struct, frozen=True):
@@ -179,6 +183,10 @@ class Row(Struct, frozen=True, kw_only=True):
     rules. ``dropped``: patterns of names that hold no weights; ``elsewhere``: of those that the file of a
     language model has no place for. ``further_layers``: the setting that counts layers past the last, which
     predict further tokens and are left out.
+
+    ``names``: settings that its config calls otherwise, each with what it is called, the first that is there first;
+    a dot leads into an object, and nothing that none of the names says counts, not even under the setting's own name.
+    ``derived``: settings that follow from others. ``position``: how positions reach attention where there is no rope.
     """
 
     family: str
@@ -195,7 +203,13 @@ class Row(Struct, frozen=True, kw_only=True):
     dropped: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     elsewhere: tuple[str, ...] = ()
     further_layers: str | None = None
+    names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    derived: Callable[[Settings], Mapping[str, Any]] | None = None
+    position: Literal["rope", "learned", "alibi"] = "rope"
 
+
+#: The setting that says how many rows a table of positions has, of models without a rope.
+POSITIONS: Final = "position_rows"
 
 #: Where a count of experts stands. A class's own is under the last name, so that another's hides it.
 EXPERTS: Final = ("n_routed_experts", "num_experts", "num_local_experts")
@@ -206,11 +220,31 @@ _MOST_STACKED: Final = 65_536
 
 def settings_of(row: Row, text: Mapping[str, Any]) -> Settings:
     """The settings that a config's language model has, a head's size among them."""
-    settings = Settings(text, row.defaults)
+    settings = Settings(_named(row, text), row.defaults)
     if settings.get("head_dim") is None:
         head_dim = settings.needed("hidden_size") // settings.needed("num_attention_heads")
-        settings = Settings({**text, "head_dim": head_dim}, row.defaults)
+        settings = Settings({**settings.text, "head_dim": head_dim}, row.defaults)
+    if row.derived is not None:
+        settings = Settings({**settings.text, **row.derived(settings)}, row.defaults)
     return settings
+
+
+def _named(row: Row, text: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's settings by the names that rules and keys have for them."""
+    found = {key: value for key, value in text.items() if key not in row.names}
+    for setting, names in row.names.items():
+        said = (_at(text, name.split(".")) for name in names)
+        value = next((value for value in said if value is not None), None)
+        if value is not None:
+            found[setting] = value
+    return found
+
+
+def _at(text: Any, path: list[str]) -> Any:
+    """The value at a path of keys; None where there is none."""
+    for key in path:
+        text = text.get(key) if isinstance(text, Mapping) else None
+    return text
 
 
 def sizes_of(settings: Settings) -> Sizes:
@@ -240,6 +274,7 @@ def sizes_of(settings: Settings) -> Sizes:
         rotated=settings.whole("qk_rope_head_dim"),
         unrotated=settings.whole("qk_nope_head_dim"),
         value_dim=settings.whole("v_head_dim"),
+        positions=settings.whole(POSITIONS),
     )
 
 

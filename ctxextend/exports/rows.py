@@ -24,6 +24,7 @@ from ctxextend.exports.llama_like import (
     SMOLLM3,
 )
 from ctxextend.exports.row import Row
+from ctxextend.exports.without_rope import BLOOM, GPT2, MPT
 
 ROWS: Final[Mapping[str, Row]] = MappingProxyType(
     {
@@ -49,6 +50,9 @@ ROWS: Final[Mapping[str, Row]] = MappingProxyType(
             GPT_NEOX,
             DEEPSEEK_V2,
             DEEPSEEK_V3,
+            GPT2,
+            BLOOM,
+            MPT,
         )
     }
 )

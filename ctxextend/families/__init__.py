@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from ctxextend.errors import RefusedError, UnknownNameError, nearest
-from ctxextend.families import established, flat, layered, multimodal, refused, variants
+from ctxextend.families import established, flat, layered, multimodal, refused, variants, without_rope
 from ctxextend.families.row import UNIFORM, Family, Form, LabelRope, LayerPattern, Origin, Position
 from ctxextend.families.wrappers import SIZES, TEXT_PATHS, WRAPPERS, inner_config, inner_model_type, own_row
 
@@ -42,7 +42,9 @@ def _placed(row: Family) -> Family:
     )
 
 
-_TYPED: Final = tuple(_placed(row) for row in (*established.ROWS, *flat.ROWS, *layered.ROWS, *multimodal.ROWS))
+_TYPED: Final = tuple(
+    _placed(row) for row in (*established.ROWS, *flat.ROWS, *layered.ROWS, *multimodal.ROWS, *without_rope.ROWS)
+)
 _ROWS: Final = (*_TYPED, *(_placed(row) for row in variants.ROWS))
 
 #: The rows by family name.

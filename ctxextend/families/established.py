@@ -5,14 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
+from ctxextend.families.positions import Alibi, Decoder
 from ctxextend.families.row import ANY, BY_HAND, TEXT_CONFIG, Family, LayerPattern, origins_of
 
 ROWS: Final = (
-    Family(
-        name="bloom",
-        model_types=("bloom",),
-        position="alibi",
-    ),
     Family(
         # CodeGen's attention builds its sinusoids with a base of 10000 and reads no key.
         name="codegen",
@@ -71,6 +67,20 @@ ROWS: Final = (
         name="falcon",
         model_types=("falcon",),
         alibi_key="alibi",
+        positions=Alibi(
+            length_key="max_position_embeddings",
+            default_length=2048,
+            heads_keys=("num_attention_heads", "n_head"),
+            heads=71,
+            scaled=True,
+            rounded="bfloat16",
+            decoder=Decoder(
+                layers=("num_hidden_layers", "n_layer"),
+                width=("hidden_size",),
+                heads_key="num_attention_heads",
+                single_key="multi_query",
+            ),
+        ),
         max_position_embeddings=2048,
         kv_heads_keys=("num_kv_heads",),
         kv_cache="falcon",
@@ -121,11 +131,6 @@ ROWS: Final = (
         max_position_embeddings=131072,
         pairing="interleaved",
         origins=BY_HAND,
-    ),
-    Family(
-        name="gpt2",
-        model_types=("gpt2",),
-        position="learned",
     ),
     Family(
         # https://huggingface.co/EleutherAI/pythia-1.4b/blob/main/config.json
@@ -254,11 +259,6 @@ ROWS: Final = (
         origins=ANY,
     ),
     Family(
-        name="mpt",
-        model_types=("mpt",),
-        position="alibi",
-    ),
-    Family(
         # https://huggingface.co/nvidia/Minitron-4B-Base/blob/main/config.json
         name="nemotron",
         model_types=("nemotron",),
@@ -294,11 +294,6 @@ ROWS: Final = (
         layer_pattern=LayerPattern(kind="every_nth_full", period=4),
         window=4096,
         origins=origins_of(dynamic="bolted-on", yarn="trained"),
-    ),
-    Family(
-        name="opt",
-        model_types=("opt",),
-        position="learned",
     ),
     Family(
         # https://huggingface.co/microsoft/phi-2/blob/main/config.json

@@ -1,4 +1,4 @@
-"""Model types that have a rope, or something like it, which isn't extended here, and why.
+"""Model types whose positions aren't extended here, and why: ropes, and what other models have instead.
 
 Source: the configuration and modeling files of transformers 5.23, of the module named as the model type
 without ``_vision``, ``_encoder`` and the like.
@@ -179,6 +179,62 @@ _REASONS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
             "attn_config.rope_theta), and transformers 5 computes the rope without that base"
         ),
         ("dbrx",),
+    ),
+    (
+        (
+            "its positions are relative, in buckets that go on past the trained length: there is no table to resize "
+            "and no length that config.json could raise"
+        ),
+        (
+            "cpmant",
+            "longt5",
+            "mt5",
+            "pop2piano",
+            "switch_transformers",
+            "t5",
+            "udop",
+            "umt5",
+        ),
+    ),
+    (
+        (
+            "it attends by distances up to a largest one (max_relative_positions), past which all count alike: a "
+            "larger table would hold distances that it never saw"
+        ),
+        (
+            "deberta",
+            "deberta-v2",
+        ),
+    ),
+    (
+        "its positions are sinusoids relative to each other, computed for any length: there is nothing to extend",
+        (
+            "funnel",
+            "xlnet",
+        ),
+    ),
+    (
+        "each position is a pair of rows of two small tables, whose sizes must multiply to the length",
+        ("reformer",),
+    ),
+    (
+        "it attends to blocks that are drawn at random for its length, so another length makes other connections",
+        (
+            "big_bird",
+            "bigbird_pegasus",
+        ),
+    ),
+    (
+        "its encoder and its decoder have lengths of their own, and one length is planned here",
+        ("led",),
+    ),
+    (
+        "beside its tables it counts relative positions in buckets that are laid out for the trained length",
+        ("prophetnet",),
+    ),
+    (
+        "its tables are stored as whole numbers with a scale, beside the numbers that they were made of",
+        ("ibert",),
     ),
     (
         "its code hard-codes a table of sinusoids with a base of 10000, so no edit of config.json changes the rope",

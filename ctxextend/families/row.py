@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 
+from ctxextend.families.positions import Alibi, PositionTable
 from ctxextend.rope import Pairing
 
 #: How positions reach attention.
@@ -113,6 +114,8 @@ class Family(Struct, frozen=True, kw_only=True):
     refusal: str | None = None
     #: Set: a key of config.json which, when true, turns rope into ALiBi.
     alibi_key: str | None = None
+    #: What there is instead of a rope; of a family with ``alibi_key``, where that is true.
+    positions: PositionTable | Alibi | None = None
     #: Where the language model's settings stand; () is the top level.
     config_paths: tuple[tuple[str, ...], ...] = ((),)
     form: Form = "flat"

@@ -54,7 +54,8 @@ class GgufArchitecture(Struct, frozen=True, kw_only=True):
     taken for ``mscale`` as well. ``latent``: softmax is scaled by the temperature (latent attention).
     ``switched``: ``finetuned`` false turns the rope off. ``full_head``: the loader wants all of a head rotated.
     ``unrotated_every``: layers without a rope. ``temperature_by_original``: queries are scaled by position
-    over the original length. ``alpha``: ``rope.scaling.alpha`` changes the base.
+    over the original length. ``alpha``: ``rope.scaling.alpha`` changes the base. ``position``: how positions
+    reach attention where no layer has a rope.
     """
 
     name: str
@@ -71,6 +72,7 @@ class GgufArchitecture(Struct, frozen=True, kw_only=True):
     unrotated_every: int | None = None
     temperature_by_original: bool = False
     alpha: bool = False
+    position: Literal["rope", "learned", "alibi"] = "rope"
 
 
 _BETAS: Final = frozenset({"yarn_beta_fast", "yarn_beta_slow"})
@@ -231,6 +233,16 @@ _ROWS: Final = (
 
 ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType({row.name: row for row in _ROWS})
 
+#: Those without a rope. ``learned``: a table with one row a token of ``context_length``; ``alibi``: a penalty by
+#: distance, of any length. An mpt with a table (``position_embd.weight``) adds that instead.
+WITHOUT_ROPE: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
+    {
+        "bloom": GgufArchitecture(name="bloom", position="alibi"),
+        "gpt2": GgufArchitecture(name="gpt2", position="learned"),
+        "mpt": GgufArchitecture(name="mpt", position="alibi"),
+    }
+)
+
 #: Those whose graph asserts that all of a head is rotated (``n_embd_head == n_rot``): another file aborts it.
 WHOLE_HEADS: Final = frozenset(
     (
@@ -298,7 +310,6 @@ UNREAD: Final = frozenset(
         "arwkv7",
         "bailingmoe3",
         "bert",
-        "bloom",
         "clef",
         "clip",
         "cogvlm",
@@ -312,7 +323,6 @@ UNREAD: Final = frozenset(
         "gemma-embedding",
         "gemma4-assistant",
         "glm5-next",
-        "gpt2",
         "gptj",
         "graniteswitch",
         "hrm_text",
@@ -329,7 +339,6 @@ UNREAD: Final = frozenset(
         "minimax-01",
         "minimax-m3",
         "modern-bert",
-        "mpt",
         "muse-glimmer",
         "nemotron_h",
         "nemotron_h_moe",
@@ -359,6 +368,7 @@ UNREAD: Final = frozenset(
 #: that isn't here has none, or one whose rope was not read.
 OF_FAMILY: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "bloom": "bloom",
         "cohere": "command-r",
         "cohere2": "cohere2",
         "deepseek_v2": "deepseek2",
@@ -368,6 +378,7 @@ OF_FAMILY: Final[Mapping[str, str]] = MappingProxyType(
         "gemma2": "gemma2",
         "gemma3": "gemma3",
         "glm4": "glm4",
+        "gpt2": "gpt2",
         "gpt_neox": "gptneox",
         "gpt_oss": "gpt-oss",
         "granite": "granite",
@@ -377,6 +388,7 @@ OF_FAMILY: Final[Mapping[str, str]] = MappingProxyType(
         "ministral3": "mistral3",
         "mistral": "llama",
         "mixtral": "llama",
+        "mpt": "mpt",
         "nemotron": "nemotron",
         "olmo": "olmo",
         "olmo2": "olmo2",

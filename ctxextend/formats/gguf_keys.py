@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ctxextend.contents import Gguf, GgufValue, Note
 from ctxextend.errors import CheckpointError, RefusedError
-from ctxextend.formats.gguf_architectures import ARCHITECTURES, UNREAD, GgufArchitecture, Sliding
+from ctxextend.formats.gguf_architectures import ARCHITECTURES, UNREAD, WITHOUT_ROPE, GgufArchitecture, Sliding
 from ctxextend.formats.hf_layers import FULL, SLIDING
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.scaling import Linear, LongRope, Scaling, Yarn, mscale, table
@@ -24,6 +24,10 @@ from ctxextend.scaling import Linear, LongRope, Scaling, Yarn, mscale, table
 FREQS: Final = "rope_freqs.weight"
 LONG: Final = "rope_factors_long.weight"
 SHORT: Final = "rope_factors_short.weight"
+#: The key of ALiBi's largest exponent, of architectures that haven't got it built in.
+MAX_ALIBI_BIAS: Final = "attention.max_alibi_bias"
+#: A learned table of positions, one row a token.
+POSITION_TABLE: Final = "position_embd.weight"
 
 #: The key under the architecture's name that says how positions are scaled, and its other keys.
 TYPE: Final = "rope.scaling.type"
@@ -161,7 +165,7 @@ def _is_finite(content: Any) -> bool:
 def architecture_of(gguf: Gguf) -> GgufArchitecture:
     """The row of a file's architecture. Raises :class:`RefusedError` for one that was not read."""
     name = gguf.architecture
-    row = ARCHITECTURES.get(name or "")
+    row = ARCHITECTURES.get(name or "") or WITHOUT_ROPE.get(name or "")
     if row is not None:
         return row
     if name is None:
@@ -259,6 +263,8 @@ def has_sliding(keys: Keys, sliding: Sliding | None, layers: int) -> Sliding | N
 
 def _labels(keys: Keys, row: GgufArchitecture, count: int, *, windowed: Sliding | None) -> tuple[str, ...]:
     """One label a layer: ``load_swa_pattern`` and ``set_swa_pattern`` of llama.cpp."""
+    if row.position != "rope":
+        return (UNROTATED,) * count
     labels = [FULL] * count
     # Layers that predict further tokens come last, and don't slide.
     body = count - min(keys.whole("nextn_predict_layers") or 0, count)

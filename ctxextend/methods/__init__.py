@@ -3,7 +3,8 @@
 Built-in ones stand in :data:`METHODS`; other distributions add theirs through the entry-point group
 ``ctxextend.methods``, each entry an object that satisfies :class:`Method`. A plug-in answers with a
 built-in scaling, so a plan stays readable without it. ``auto`` is not a method but a choice among
-them: see :mod:`ctxextend.methods.auto`.
+them: see :mod:`ctxextend.methods.auto`. Those for models without a rope choose no scaling: they stand in
+:data:`POSITION_METHODS`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import typing
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -23,6 +24,7 @@ from ctxextend.methods.linear import LinearMethod
 from ctxextend.methods.llama3 import Llama3Method
 from ctxextend.methods.longrope import LongRopeMethod
 from ctxextend.methods.ntk import NtkMethod
+from ctxextend.methods.positions import POSITION_METHODS, other_positions
 from ctxextend.methods.rebase import RebaseMethod
 from ctxextend.methods.yarn import NtkByPartsMethod, YarnMethod
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "POSITION_METHODS",
     "Base",
     "Method",
     "Options",
@@ -69,7 +72,7 @@ def third_party_methods() -> dict[str, EntryPoint]:
 
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
-        if entry.name in METHODS or entry.name == "auto":
+        if entry.name in (*METHODS, *POSITION_METHODS, "auto"):
             raise UsageError(
                 f"the method {entry.name} of {_distribution(entry)} has the name of a built-in one",
                 code="method-clash",
@@ -80,12 +83,18 @@ def third_party_methods() -> dict[str, EntryPoint]:
 
 
 def find_method(name: str) -> Method:
-    """The method of that name. Raises :class:`UnknownNameError`, or :class:`UsageError` if a plug-in is broken."""
+    """The method of that name that scales a rope.
+
+    Raises :class:`UnknownNameError`, :class:`RefusedError` for one of models without a rope, and :class:`UsageError`
+    if a plug-in is broken.
+    """
     if name in METHODS:
         return METHODS[name]
+    if name in POSITION_METHODS:
+        raise other_positions(name, "rope")
     others = third_party_methods()
     if name not in others:
-        raise UnknownNameError("method", name, [*METHODS, *others, "auto"])
+        raise UnknownNameError("method", name, [*METHODS, *POSITION_METHODS, *others, "auto"])
     entry = others[name]
     try:
         method = entry.load()
@@ -104,7 +113,16 @@ def find_method(name: str) -> Method:
     return typing.cast(Method, method)
 
 
-def decode_options(method: Method, values: Mapping[str, object]) -> Options:
+class Named(Protocol):
+    """What has parameters, and a name by which a message calls it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def options(self) -> type[Options]: ...
+
+
+def decode_options(method: Named, values: Mapping[str, object]) -> Options:
     """The method's parameters from plain values. Raises :class:`UsageError` naming the parameter."""
     known = [field.name for field in msgspec.structs.fields(method.options)]
     for key in values:

@@ -17,7 +17,14 @@ import msgspec
 from msgspec import Struct
 
 from ctxextend.contents import Gguf, GgufType, GgufValue
-from ctxextend.formats.gguf_architectures import ARCHITECTURES, UNREAD, WHOLE_HEADS, GgufArchitecture, Sliding
+from ctxextend.formats.gguf_architectures import (
+    ARCHITECTURES,
+    UNREAD,
+    WHOLE_HEADS,
+    WITHOUT_ROPE,
+    GgufArchitecture,
+    Sliding,
+)
 from ctxextend.formats.gguf_keys import (
     ALPHA,
     ATTENTION,
@@ -142,14 +149,22 @@ class _Settings(Struct, frozen=True, kw_only=True):
     switches: tuple[int, ...]
 
 
+_POSITIONS: Final = {
+    "learned": "a table of positions, one row a token; it aborts at a token past the last",
+    "alibi": "a penalty by distance, whose slopes follow from the number of heads",
+}
+
+
 def _effective(gguf: Gguf, length: int) -> Reading:
-    row = ARCHITECTURES.get(gguf.architecture or "")
+    row = ARCHITECTURES.get(gguf.architecture or "") or WITHOUT_ROPE.get(gguf.architecture or "")
     if row is None:
         return _unknown(gguf.architecture)
     keys = Keys(gguf.values, row.name)
     problem = next(_problems(keys, row, gguf.factors), None)
     if problem is not None:
         return Reading(problem=problem)
+    if row.position != "rope":
+        return Reading(max_context=keys.required(CONTEXT), how=(_POSITIONS[row.position],))
     if "attention.rope_pattern" in {key.removeprefix(f"{row.name}.") for key in gguf.values}:
         return Reading(unknown="the file says layer by layer which has a rope, which was not read")
     settings = _settings(keys, row, gguf.factors, length)
@@ -387,7 +402,7 @@ def _how(keys: Keys, row: GgufArchitecture, settings: _Settings, *, off: bool) -
 
 def unused_keys(gguf: Gguf) -> tuple[str, ...]:
     """The rope keys of a file that llama.cpp doesn't read of its architecture, or overwrites; whole names."""
-    row = ARCHITECTURES.get(gguf.architecture or "")
+    row = ARCHITECTURES.get(gguf.architecture or "") or WITHOUT_ROPE.get(gguf.architecture or "")
     if row is None:
         return ()
     keys = Keys(gguf.values, row.name)

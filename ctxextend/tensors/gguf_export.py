@@ -20,7 +20,7 @@ from msgspec import Struct
 from ctxextend.checkpoint.gguf_header import read_header
 from ctxextend.contents import GgufValue
 from ctxextend.errors import CheckpointError
-from ctxextend.exports.layout import Layout
+from ctxextend.exports.layout import Layout, Transpose
 from ctxextend.exports.outtypes import NATIVE
 from ctxextend.formats.gguf_bytes import (
     DEFAULT_ALIGNMENT,
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 #: About how many elements of a tensor are in memory at once, for each thread: whole rows, and at least one.
 BLOCK_ELEMENTS: Final = 1 << 21
+
+#: In so many blocks at most a matrix is transposed.
+_TRANSPOSED_BLOCKS: Final = 8
 
 
 class Output(Struct, frozen=True, kw_only=True):
@@ -191,7 +194,7 @@ def _size(output: Output, outtype: str, layouts: Sequence[Layout]) -> int:
 def _lossless(layouts: Sequence[Layout], source: Weights) -> str:
     """The smallest native type that holds every matrix as it is."""
     matrices = [name for layout in layouts if len(layout.shape) > 1 and not layout.exact for name in layout.sources]
-    found = {source.span(name).tensor.dtype for name in matrices}
+    found = {source.tensor(name).dtype for name in matrices}
     return {"BF16": "bf16", "F16": "f16"}.get(found.pop(), "f32") if len(found) == 1 else "f32"
 
 
@@ -244,10 +247,14 @@ def _tasks(reader: Reader, layout: Layout, places: Sequence[_Place]) -> Iterator
         return
     elements = math.prod(layout.shape) // len(layout.sources)
     for number, name in enumerate(layout.sources):
-        tensor = reader.weights.span(name).tensor
+        tensor = reader.weights.tensor(name)
         steps = Steps(layout.operations, tensor.shape, name=name)
         _check_shape(layout, steps, name)
-        if not steps.computes and all(place.kind == tensor.dtype for place in places):
+        if (
+            not steps.computes
+            and name not in reader.weights.changes
+            and all(place.kind == tensor.dtype for place in places)
+        ):
             moved = steps.plain
         else:
             moved = False
@@ -262,10 +269,13 @@ def _tasks(reader: Reader, layout: Layout, places: Sequence[_Place]) -> Iterator
             for place in places
         ]
         if moved:
-            yield from _copies(reader, reader.weights.span(name), at)
+            yield from _copies(reader, reader.weights.spans[name], at)
             continue
         rows = steps.shape[0]
         step = max(1, BLOCK_ELEMENTS // max(1, elements // rows)) if rows else 1
+        if any(isinstance(operation, Transpose) for operation in layout.operations):
+            # Every block is made of all rows of the source, which is read once a block.
+            step = max(step, -(-rows // _TRANSPOSED_BLOCKS))
         for start in range(0, rows, step):
             yield partial(_convert_rows, reader, steps, name, start, min(start + step, rows), at)
 
@@ -289,10 +299,10 @@ def _convert_rows(reader: Reader, steps: Steps, name: str, start: int, stop: int
     import numpy as np
 
     scratch = _scratch()
-    tensor = reader.weights.span(name).tensor
+    tensor = reader.weights.tensor(name)
     rows = steps.source_rows(start, stop)
     kinds = [place.kind for place in places]
-    if steps.computes or tensor.dtype == "F8_E4M3":
+    if steps.computes or name in reader.weights.changes or tensor.dtype == "F8_E4M3":
         block = steps.forward(reader.numbers(name, rows, scratch), start, stop)
         raw, dtype = np.ascontiguousarray(block).reshape(-1).view(np.uint8), "F32"
     else:

@@ -19,6 +19,7 @@ from ctxextend.exports.layout import (
     Reshape,
     Rows,
     SplitHeads,
+    Transpose,
     TransposeHeads,
 )
 
@@ -56,6 +57,8 @@ class Steps:
     def unit(self) -> int:
         """A run for :meth:`backward` starts and ends at multiples of this many rows: they are whole rows before."""
         unit = 1
+        if any(isinstance(operation, Transpose) for operation in self.operations):
+            return max(1, self.shape[0])
         for operation, before, after in self._backwards():
             if isinstance(operation, Reshape):
                 row, old = math.prod(after[1:]), math.prod(before[1:])
@@ -80,6 +83,8 @@ class Steps:
                     pass  # Done by the choice of rows.
                 case TransposeHeads(heads=heads):
                     block = block.reshape(len(rows), before[0] // heads, *before[1:]).swapaxes(1, 2)
+                case Transpose():
+                    block = block[:, rows].T
                 case AddOne():
                     block = block + block.dtype.type(1)
                 case Reshape():
@@ -104,6 +109,9 @@ class Steps:
                     pass
                 case TransposeHeads():
                     block = block.swapaxes(1, 2).reshape(len(rows), *before[1:])
+                case Transpose():
+                    # Its columns are rows here, which what follows may have moved.
+                    block = block[np.argsort(moved)].T
                 case AddOne():
                     block = block - block.dtype.type(1)
                 case Reshape():
@@ -179,6 +187,8 @@ def _rows_before(operation: Operation, before: Shape, after: Shape, rows: Array)
         case TransposeHeads(heads=heads):
             size = before[0] // heads
             found = np.add.outer(rows * size, np.arange(size)).reshape(-1)
+        case Transpose():
+            found = np.arange(before[0])
         case AddOne():
             found = rows
         case Reshape() if before[0] == after[0] or not len(rows):
@@ -218,6 +228,8 @@ def _shape_after(operation: Operation, shape: Shape, name: str | None) -> Shape:
         case TransposeHeads(heads=heads):
             fits = rows % heads == 0 and len(rest) == 1
             after = (heads, *rest, rows // heads)
+        case Transpose():
+            fits, after = len(rest) == 1, shape[::-1]
         case AddOne():
             fits, after = True, shape
         case Reshape(shape=after):

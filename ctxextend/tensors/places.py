@@ -187,19 +187,21 @@ def _check_apart(source: Path, target: Path, out: Path) -> None:
         )
 
 
-def check_space(files: Sequence[Path], staging: Path, mode: LinkMode) -> None:
+def check_space(files: Sequence[Path], staging: Path, mode: LinkMode, *, more_bytes: int = 0) -> None:
     """Refuse before the first byte when copies can't fit; clones and links need no room.
 
-    Raises :class:`OutputError`, also where clones are asked for and can't be made.
+    ``more_bytes`` are written beside, whatever the mode. Raises :class:`OutputError`, also where clones are asked for
+    and can't be made.
     """
-    if not files or mode in ("hardlink", "symlink"):
-        return
-    if mode == "reflink":
+    if mode == "reflink" and files:
         _check_clones(files[0], staging)
+    shared = not files or mode in ("hardlink", "symlink", "reflink") or (mode == "auto" and _clones(files[0], staging))
+    if shared:
+        if more_bytes:
+            check_room(more_bytes, staging)
         return
-    if mode == "auto" and _clones(files[0], staging):
-        return
-    check_room(sum(file.stat().st_size for file in files), staging, hint=_sharing_hint(files[0], staging))
+    copied = sum(file.stat().st_size for file in files)
+    check_room(copied + more_bytes, staging, hint=_sharing_hint(files[0], staging))
 
 
 def check_room(needed: int, staging: Path, *, hint: str = "make room, or choose another --out") -> None:

@@ -1,9 +1,9 @@
-"""The tensors of a safetensors checkpoint, read in runs of rows."""
+"""The tensors of a safetensors checkpoint, read in runs of rows, with the changes of a plan done to what is read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from msgspec import Struct
 
+from ctxextend.changes import FillSinusoids, PutTensor, ResizeTable, ScaleTensor, TensorChange
 from ctxextend.checkpoint.safetensors_header import read_spans
 from ctxextend.contents import TensorInfo
 from ctxextend.errors import CheckpointError, OutputError, RefusedError
+from ctxextend.tensors.changing import Factors, by_name, changed_tensors
 from ctxextend.tensors.operations import runs
 from ctxextend.tensors.quantise import ELEMENT_BYTES, Scratch, decode
+from ctxextend.tensors.resizing import resized_rows
+from ctxextend.tensors.sinusoids import sinusoid_rows
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -39,28 +43,33 @@ class Span(Struct, frozen=True, kw_only=True):
 
 
 class Weights(Struct, frozen=True, kw_only=True):
-    """The tensors of a checkpoint by their names."""
+    """The tensors of a checkpoint by their names: ``spans`` as they lie in its files, ``tensors`` after ``changes``."""
 
     spans: Mapping[str, Span]
+    tensors: Mapping[str, TensorInfo]
+    changes: Mapping[str, tuple[TensorChange, ...]]
 
-    def span(self, name: str) -> Span:
-        """Raises :class:`CheckpointError` for a tensor that isn't there."""
-        if name not in self.spans:
+    def tensor(self, name: str) -> TensorInfo:
+        """A tensor as it is after the changes; its ``dtype`` is that of the file.
+
+        Raises :class:`CheckpointError` for one that isn't there.
+        """
+        if name not in self.tensors:
             raise CheckpointError(
                 "a tensor of this architecture is missing",
                 code="missing-tensor",
                 key=name,
                 expected="every tensor that config.json speaks of",
-                found=f"{len(self.spans)} others",
+                found=f"{len(self.tensors)} others",
                 hint="fetch all files of the checkpoint from one place",
             )
-        return self.spans[name]
+        return self.tensors[name]
 
 
-def open_weights(folder: Path, files: Iterable[str]) -> Weights:
-    """The tensors of these files (paths in ``folder``), by their headers.
+def open_weights(folder: Path, files: Iterable[str], changes: Sequence[TensorChange] = ()) -> Weights:
+    """The tensors of these files (paths in ``folder``), by their headers, with changes of any of them.
 
-    Raises :class:`CheckpointError` for a broken or missing file.
+    Raises :class:`CheckpointError` for a broken or missing file, :class:`RefusedError` for changes that don't fit.
     """
     spans: dict[str, Span] = {}
     for file in files:
@@ -78,7 +87,9 @@ def open_weights(folder: Path, files: Iterable[str]) -> Weights:
                 found=error.strerror,
                 hint="check the file's permissions",
             ) from error
-    return Weights(spans=spans)
+    grouped = by_name(changes)
+    tensors = changed_tensors({name: span.tensor for name, span in spans.items()}, grouped)
+    return Weights(spans=spans, tensors=tensors, changes=grouped)
 
 
 class Reader:
@@ -109,14 +120,14 @@ class Reader:
             return self._descriptors[path]
 
     def rows(self, name: str, rows: Array, scratch: Scratch) -> Array:
-        """The bytes of these rows, in this order: one line of uint8 a row, in memory of the scratch.
+        """The bytes of these rows as they lie in the file, in this order: one line of uint8 a row, of the scratch.
 
         Neighbouring rows are read together, whatever the order. Raises :class:`OutputError` for a file that
         became shorter.
         """
         import numpy as np
 
-        span = self.weights.span(name)
+        span = self.weights.spans[name]
         size = (span.stop - span.start) // (span.tensor.shape or (1,))[0]
         order = np.argsort(rows, kind="stable")
         lines = scratch.array("lines", len(rows) * size, "u1").reshape(len(rows), size)
@@ -129,18 +140,38 @@ class Reader:
         return moved
 
     def numbers(self, name: str, rows: Array, scratch: Scratch) -> Array:
-        """These rows as float32, in the tensor's shape, F8 multiplied by its scales.
+        """These rows as float32, in the tensor's shape, F8 multiplied by its scales, changes done.
 
-        Raises :class:`RefusedError` for a type that has no such numbers.
+        What a change makes isn't rounded to the type that the file has. Raises :class:`RefusedError` for a type that
+        has no such numbers.
         """
         import numpy as np
 
-        tensor = self.weights.span(name).tensor
+        changes = self.weights.changes.get(name, ())
+        match changes:
+            case (PutTensor(values=values),):
+                return np.array(values, np.float32)[rows]
+            case (FillSinusoids() as change,):
+                return sinusoid_rows(change, rows).astype(np.float32)
+            case (ResizeTable() as change,):
+                return resized_rows(lambda old: self._stored(name, old, scratch), change, rows)
+        found = self._stored(name, rows, scratch)
+        scales = [change for change in changes if isinstance(change, ScaleTensor)]
+        if scales:
+            # The bytes may be the file's own: they are the scratch's, and nobody else reads them.
+            _multiply(found, Factors(scales), rows)
+        return found
+
+    def _stored(self, name: str, rows: Array, scratch: Scratch) -> Array:
+        """The same of a tensor as it lies in the file, F8 with its scales as they are after changes."""
+        import numpy as np
+
+        tensor = self.weights.spans[name].tensor
         raw = self.rows(name, rows, scratch).reshape(-1)
         found = decode(raw, tensor.dtype, scratch).reshape(len(rows), *tensor.shape[1:])
         if tensor.dtype != "F8_E4M3":
             return found
-        scales = self.weights.span(name + SCALES).tensor
+        scales = self.weights.tensor(name + SCALES)
         factors = self.numbers(scales.name, np.arange(scales.shape[0]), Scratch())
         across = np.repeat(factors, SQUARE, axis=1)[:, : tensor.shape[1]]
         found *= across[rows // SQUARE]
@@ -156,21 +187,34 @@ class Reader:
             left, position = left[done:], position + done
 
 
+def _multiply(block: Array, factors: Factors, rows: Array) -> None:
+    """Multiply these ``rows`` of a tensor, float32, where they are."""
+    import numpy as np
+
+    places = np.arange(block.shape[factors.axis]) if factors.axis else rows
+    shape = [1] * block.ndim
+    shape[factors.axis] = len(places)
+    each = factors.at(places)
+    block *= each.astype(np.float32).reshape(shape)
+    if factors.added_one:
+        block += (each - 1).astype(np.float32).reshape(shape)
+
+
 def check_numbers(weights: Weights, name: str) -> None:
     """Refuse a tensor that can't be turned into float32: integers, and F8 without scales a square.
 
     Raises :class:`RefusedError`.
     """
-    tensor = weights.span(name).tensor
+    tensor = weights.tensor(name)
     if tensor.dtype not in ELEMENT_BYTES:
         expected = ", ".join(ELEMENT_BYTES)
     elif tensor.dtype != "F8_E4M3":
         return
     else:
-        scales = weights.spans.get(name + SCALES)
+        scales = weights.tensors.get(name + SCALES)
         squares = tuple(-(-size // SQUARE) for size in tensor.shape)
-        if len(squares) == 2 and scales is not None and scales.tensor.shape == squares:
-            check_numbers(weights, scales.tensor.name)
+        if len(squares) == 2 and scales is not None and scales.shape == squares:
+            check_numbers(weights, scales.name)
             return
         expected = f"{name}{SCALES} of shape {list(squares)}, one scale for {SQUARE} by {SQUARE} elements"
     raise RefusedError(

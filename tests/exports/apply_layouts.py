@@ -16,6 +16,7 @@ from ctxextend.exports.layout import (
     Reshape,
     Rows,
     SplitHeads,
+    Transpose,
     TransposeHeads,
 )
 
@@ -57,6 +58,8 @@ def _done(operation: Operation, array: Any, rest: tuple[int, ...]) -> Any:
             return heads[:, operation.start : operation.stop].reshape(-1, *rest)
         case TransposeHeads():
             return array.reshape(operation.heads, -1, *rest).swapaxes(1, 2)
+        case Transpose():
+            return array.T
         case AddOne():
             return array + array.dtype.type(1)
         case Reshape():

@@ -68,7 +68,10 @@ def convert(folder: Path, out: Path, kind: LlamaFileType) -> None:
     hparams = ModelBase.load_hparams(folder, False)
     if hparams["model_type"] == "gpt_neox":
         hparams["rotary_pct"] = hparams["rope_parameters"]["partial_rotary_factor"]
-    model_class = get_model_class(hparams["architectures"][0])
+    if hparams["model_type"] == "gpt2":
+        hparams["n_ctx"] = hparams["n_positions"]
+    # Its own code calls MPT's class so.
+    model_class = get_model_class(hparams["architectures"][0].replace("MptFor", "MPTFor"))
     model_class.set_vocab = TextModel._set_vocab_none
     if hparams["model_type"] == "stablelm" and model_class.modify_tensors.__name__ != "handed":
         model_class.modify_tensors = handed_on(model_class.modify_tensors)

@@ -103,9 +103,29 @@ MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 
+#: Models without a rope: their whole config, since each class calls its sizes otherwise.
+POSITION_MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "bloom": {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 128},
+    # 6 heads: slopes between the powers of two.
+    "bloom_odd": {"model_type": "bloom", "hidden_size": 96, "n_layer": 2, "n_head": 6, "seq_length": 128},
+    "mpt": {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 128},
+    "mpt_clipped": {
+        "model_type": "mpt",
+        "d_model": 96,
+        "n_layers": 2,
+        "n_heads": 6,
+        "max_seq_len": 128,
+        "attn_config": {"clip_qkv": 1.5},
+    },
+}
+_WITHOUT_ROPE: Final = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
 
 def config_of(name: str) -> dict[str, Any]:
     """A model's config.json as it is given to the class."""
+    if name in POSITION_MODELS:
+        return {**_WITHOUT_ROPE, **POSITION_MODELS[name]}
     own = MODELS[name]
     if "text_config" in own:
         return dict(own)
@@ -140,7 +160,7 @@ def _random(name: str, weight: Any) -> Any:
     import torch
 
     if weight.ndim == 1:
-        mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        mean = 1.0 if ("norm" in name or ".ln_" in name) and name.endswith("weight") else 0.0
         return mean + 0.2 * torch.randn_like(weight)
-    gain = 8.0 if "embed" in name and "out" not in name else 1.5
+    gain = 8.0 if ("embed" in name and "out" not in name) or name.endswith(("wte.weight", "wpe.weight")) else 1.5
     return torch.randn_like(weight) * gain / weight.shape[-1] ** 0.5

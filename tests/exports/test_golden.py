@@ -68,6 +68,9 @@ def exported(config: Mapping[str, Any], shapes: Mapping[str, Any]) -> Export:
         name: TensorInfo(name=name, dtype="F32", shape=tuple(shape), file="model.safetensors")
         for name, shape in shapes.items()
     }
+    if family.position != "rope":
+        length = next(config[key] for key in ("n_positions", "seq_length", "max_seq_len") if key in config)
+        return export_of(family.name, config, tensors, rope=None, length=length)
     return export_of(family.name, config, tensors, rope=read_rope(config, family))
 
 

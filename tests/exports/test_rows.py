@@ -7,7 +7,7 @@ import pytest
 from ctxextend.exports.row import Row, pair_k, pair_q
 from ctxextend.exports.rows import ROWS
 from ctxextend.families import FAMILIES
-from ctxextend.formats.gguf_architectures import ARCHITECTURES, OF_FAMILY
+from ctxextend.formats.gguf_architectures import ARCHITECTURES, OF_FAMILY, WITHOUT_ROPE
 
 ALL = pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.family)
 
@@ -18,7 +18,7 @@ def test_the_architecture_is_that_of_the_family(row: Row) -> None:
     assert row.model_type in FAMILIES[row.family].model_types
 
 
-@ALL
+@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.position == "rope"], ids=lambda row: row.family)
 def test_heads_are_paired_as_the_architecture_turns_them(row: Row) -> None:
     """Rows change places exactly where the checkpoint pairs halves and llama.cpp neighbours."""
     moved = [rule for rule in row.tensors if {pair_q, pair_k} & set(rule.operations)]
@@ -27,6 +27,12 @@ def test_heads_are_paired_as_the_architecture_turns_them(row: Row) -> None:
     assert pairings != ("interleaved", "half")
     assert {rule.operations for rule in moved if ".q_proj." in rule.hf} <= {(pair_q,)}
     assert {rule.operations for rule in moved if ".k_proj." in rule.hf} <= {(pair_k,)}
+
+
+@ALL
+def test_positions_are_those_of_the_family_and_the_architecture(row: Row) -> None:
+    known = {**ARCHITECTURES, **WITHOUT_ROPE}[row.architecture]
+    assert row.position == FAMILIES[row.family].position == known.position
 
 
 @ALL

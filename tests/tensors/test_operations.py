@@ -20,6 +20,7 @@ from ctxextend.exports.layout import (
     Reshape,
     Rows,
     SplitHeads,
+    Transpose,
     TransposeHeads,
 )
 from ctxextend.tensors.operations import Steps, backward, forward, runs
@@ -80,6 +81,8 @@ CASES: dict[str, tuple[Sequence[Operation], tuple[int, ...], Callable[[Array], A
         (12, 1, 4),
         lambda array: paired(array.reshape(12, 4)),
     ),
+    "columns": ((Transpose(),), (6, 4), lambda array: array.T),
+    "columns, then parts": ((Transpose(), SplitHeads(heads=HEADS, parts=3)), (5, 36), lambda array: parted(array.T)),
     "stacked slices": ((Rows(start=1, stop=3), Reshape(shape=(8, 3))), (4, 4, 3), lambda a: a[1:3].reshape(8, 3)),
 }
 EACH = pytest.mark.parametrize("case", CASES)
@@ -188,6 +191,7 @@ def test_runs(numbers: list[int]) -> None:
         (HeadRows(heads=3, start=0, stop=5), (12, 4)),
         (HeadRows(heads=3, start=0, stop=2), (13, 4)),
         (TransposeHeads(heads=3), (12,)),
+        (Transpose(), (12,)),
         (Reshape(shape=(5, 5)), (6, 4)),
     ],
 )

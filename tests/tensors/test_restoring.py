@@ -58,6 +58,9 @@ def export(name: str) -> Export:
         tensor: TensorInfo(name=tensor, dtype="F32", shape=tuple(shape), file="")
         for tensor, shape in golden(name)["shapes"].items()
     }
+    if family.position != "rope":
+        length = next(config[key] for key in ("n_positions", "seq_length", "max_seq_len") if key in config)
+        return export_of(family.name, config, tensors, rope=None, length=length)
     return export_of(family.name, config, tensors, rope=read_rope(config, family))
 
 
