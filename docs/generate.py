@@ -62,10 +62,10 @@ def methods_page() -> str:
     """Names, parameters with defaults, sources."""
     rows = [
         (
-            f"`{row['name']}`",
-            row["summary"],
-            ", ".join(f"`{name}`={_default(value)}" for name, value in row["parameters"].items()) or "none",
-            row["source"],
+            f"`{row.name}`",
+            row.summary,
+            ", ".join(f"`{name}`={_default(value)}" for name, value in row.parameters.items()) or "none",
+            row.source,
         )
         for row in method_rows()
     ]
@@ -82,14 +82,14 @@ def families_page() -> str:
         row = family_row(family)
         rows.append(
             (
-                f"`{row['family']}`",
-                ", ".join(f"`{kind}`" for kind in row["model_types"]),
-                row["position"],
+                f"`{row.family}`",
+                ", ".join(f"`{kind}`" for kind in row.model_types),
+                row.position,
                 f"{family.rope_theta:g}" if family.position == "rope" else "",
-                ", ".join(row["trained_in"]) or "",
-                ", ".join(row["added_by_hand"]) or "",
+                ", ".join(row.trained_in) or "",
+                ", ".join(row.added_by_hand) or "",
                 gguf_cell(row),
-                row["refusal"] or family.remark or "",
+                row.refusal or family.remark or "",
             )
         )
     columns = ("family", "model types", "positions", "default theta", "trained in", "added by hand", "GGUF", "remark")
