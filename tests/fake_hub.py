@@ -1,6 +1,6 @@
 """A Hub on the loopback: folders served as model repositories, over the routes that the real client uses.
 
-Every answer is made by one function of the table at the end, so that routes for uploading are added there.
+Every answer is made by one function of a table: reading is at the end of this file, writing in fake_hub_writing.
 What was asked for, and how many bytes of each file were served, is kept for the tests to look at.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 #: Files that the Hub keeps in LFS: their ETag is a SHA-256, that of the others git's.
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf")
@@ -66,6 +70,10 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     private: bool = False
     gated: bool = False
+    #: The checksums of what its LFS store holds besides the files of its commits.
+    stored: set[str] = field(default_factory=set)
+    #: What the commits that were written say: the first line, and what stands below it.
+    messages: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def folder(self, revision: str) -> tuple[str, Path] | None:
         """The commit that a branch or hash means, and its folder."""
@@ -82,6 +90,24 @@ class FakeHub:
         self.tokens: dict[str, bool] = {}
         #: Paths (as in a request, without the query) that fail, and how.
         self.failures: dict[str, Reply] = {}
+        #: Answers that are given once each, by path, before the real one.
+        self.next_replies: dict[str, list[Reply]] = {}
+        #: Paths on which the connection is dropped, and how often, after so many bytes of the request's body.
+        self.drops: dict[str, int] = {}
+        self.drop_after = 0
+        #: Paths whose answer is lost after the request was carried out, and how often.
+        self.lost_answers: dict[str, int] = {}
+        #: Tokens that may read only.
+        self.readers: set[str] = set()
+        #: Where uploaded files are kept; what is written needs it.
+        self.storage: Path | None = None
+        #: Files above so many bytes are uploaded in parts of that.
+        self.part_bytes: int | None = None
+        #: Whether files in LFS are kept in Xet, from where they can be copied.
+        self.xet = True
+        #: Bytes of each file that were uploaded, by its checksum.
+        self.received: Counter[str] = Counter()
+        self.lock = threading.RLock()
         #: Whether byte ranges are served, or the whole file instead, as behind some proxies.
         self.ranges = True
         self.requests: list[Request] = []
@@ -106,9 +132,13 @@ class FakeHub:
         path = urlsplit(request.path).path
         if path in self.failures:
             return self.failures[path]
+        if self.next_replies.get(path):
+            return self.next_replies[path].pop(0)
         if request.token is not None and request.token not in self.tokens:
             return error(401, message="Invalid credentials in Authorization header")
-        for method, pattern, route in ROUTES:
+        from tests.fake_hub_writing import WRITING
+
+        for method, pattern, route in (*ROUTES, *WRITING):
             found = pattern.fullmatch(path)
             if found and request.method in method:
                 return route(self, request, **{k: unquote(v) for k, v in found.groupdict().items()})
@@ -140,13 +170,25 @@ class _Handler(BaseHTTPRequestHandler):
     """Turns bytes on a socket into a :class:`Request`, and a :class:`Reply` into bytes."""
 
     protocol_version = "HTTP/1.1"
+    # Headers and body are two writes; the second isn't to wait for the client's acknowledgement of the first.
+    disable_nagle_algorithm = True
     answering: FakeHub
 
     def do_any(self) -> None:
+        hub, path = self.answering, urlsplit(self.path).path
+        if hub.drops.get(path, 0) > 0:
+            hub.drops[path] -= 1
+            self.rfile.read(hub.drop_after)
+            self._hang_up()
+            return
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(method=self.command, path=self.path, headers=headers, body=body)
         reply = self.answering.answer(request)
+        if hub.lost_answers.get(path, 0) > 0:
+            hub.lost_answers[path] -= 1
+            self._hang_up()
+            return
         try:
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(reply.length), **reply.headers}.items():
@@ -159,6 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_any  # noqa: N815
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        # Now, and without an orderly end.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _send_body(self, reply: Reply) -> None:
         self.wfile.write(reply.body)
@@ -205,13 +253,23 @@ def as_json(value: Any) -> Reply:
 
 
 def _model_info(hub: FakeHub, request: Request, *, repo: str, revision: str | None = None) -> Reply:
-    found = _found(hub, request, repo, revision or "main")
+    found = found_in(hub, request, repo, revision or "main")
     if isinstance(found, Reply):
         return found
     commit, folder = found
     blobs = "blobs=" in urlsplit(request.path).query
     siblings = [_sibling(folder, path) if blobs else {"rfilename": path} for path in files_of(folder)]
-    return as_json({"id": repo, "modelId": repo, "sha": commit, "siblings": siblings})
+    repository = hub.repositories[repo]
+    answer: dict[str, Any] = {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings}
+    answer |= {"private": repository.private, "gated": "manual" if repository.gated else False}
+    return as_json({**answer, "cardData": card_data(folder)})
+
+
+def card_data(folder: Path) -> dict[str, Any]:
+    """The front matter of a folder's card."""
+    card = folder / "README.md"
+    text = card.read_text() if card.exists() else ""
+    return yaml.safe_load(text.split("---\n")[1]) or {} if text.startswith("---\n") else {}
 
 
 def _sibling(folder: Path, path: str) -> dict[str, Any]:
@@ -223,23 +281,26 @@ def _sibling(folder: Path, path: str) -> dict[str, Any]:
 
 
 def _tree(hub: FakeHub, request: Request, *, repo: str, revision: str) -> Reply:
-    found = _found(hub, request, repo, revision)
+    found = found_in(hub, request, repo, revision)
     if isinstance(found, Reply):
         return found
     _commit, folder = found
-    return as_json([_entry(folder, path) for path in files_of(folder)])
+    return as_json([entry(hub, folder, path) for path in files_of(folder)])
 
 
-def _entry(folder: Path, path: str) -> dict[str, Any]:
+def entry(hub: FakeHub, folder: Path, path: str) -> dict[str, Any]:
+    """A file as the Hub lists it."""
     size, oid = (folder / path).stat().st_size, object_id(folder / path)
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": oid}
+    told: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": oid}
     if path.endswith(LFS_SUFFIXES):
-        entry |= {"oid": "0" * 40, "lfs": {"oid": oid, "size": size, "pointerSize": 130}}
-    return entry
+        told |= {"oid": "0" * 40, "lfs": {"oid": oid, "size": size, "pointerSize": 130}}
+        if hub.xet:
+            told["xetHash"] = oid[::-1]
+    return told
 
 
 def _resolve(hub: FakeHub, request: Request, *, repo: str, revision: str, path: str) -> Reply:
-    found = _found(hub, request, repo, revision)
+    found = found_in(hub, request, repo, revision)
     if isinstance(found, Reply):
         return found
     if hub.repositories[repo].gated and not hub.tokens.get(request.token or ""):
@@ -266,7 +327,7 @@ def _file(hub: FakeHub, request: Request, file: Path, commit: str, label: str) -
     return Reply(status=206, headers=headers, file=file, start=start, end=end, label=label)
 
 
-def _found(hub: FakeHub, request: Request, repo: str, revision: str) -> tuple[str, Path] | Reply:
+def found_in(hub: FakeHub, request: Request, repo: str, revision: str) -> tuple[str, Path] | Reply:
     """A commit and its folder, or the error that a client gets that may not see it."""
     repository = hub.repositories.get(repo)
     if repository is None or (repository.private and request.token is None):
@@ -277,12 +338,12 @@ def _found(hub: FakeHub, request: Request, repo: str, revision: str) -> tuple[st
     return found or error(404, code="RevisionNotFound", message=f"Invalid rev id: {revision}")
 
 
-_REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
+REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 #: Methods, the path they match, and what answers: it gets the hub, the request and the pattern's groups.
 ROUTES: list[tuple[frozenset[str], re.Pattern[str], Callable[..., Reply]]] = [
-    (frozenset({"GET"}), re.compile(rf"/api/models/{_REPO}"), _model_info),
-    (frozenset({"GET"}), re.compile(rf"/api/models/{_REPO}/revision/(?P<revision>[^/]+)"), _model_info),
-    (frozenset({"GET"}), re.compile(rf"/api/models/{_REPO}/tree/(?P<revision>[^/]+)"), _tree),
-    (frozenset({"GET", "HEAD"}), re.compile(rf"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"), _resolve),
+    (frozenset({"GET"}), re.compile(rf"/api/models/{REPO}"), _model_info),
+    (frozenset({"GET"}), re.compile(rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)"), _model_info),
+    (frozenset({"GET"}), re.compile(rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)"), _tree),
+    (frozenset({"GET", "HEAD"}), re.compile(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"), _resolve),
 ]

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import call, run
+from tests.fake_hub import serve
+from tests.hub_shell import TOKEN, emptied, published, shell
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -24,7 +26,8 @@ PAGES = (
     "docs/guides/baking.md",
     "docs/guides/positions.md",
 )
-OTHER_PAGES = ("docs/index.md", "docs/concepts.md", "docs/decisions.md", "docs/evidence.md", "CHANGELOG.md")
+PUBLISHING = "docs/guides/publish.md"
+OTHER_PAGES = (PUBLISHING, "docs/index.md", "docs/concepts.md", "docs/decisions.md", "docs/evidence.md", "CHANGELOG.md")
 
 #: Shown commands that set up or call everything else: CI runs the first two, set-up does the installing.
 SET_UP = ("make ", "pip ")
@@ -80,6 +83,17 @@ def test_the_commands_of_a_page_run_in_order(page: str, workplace: Path, monkeyp
         assert done.code == code, f"{command}\n{done.err}"
         if target is not None:
             target.write_text(done.out, encoding="utf-8")
+
+
+def test_the_commands_of_the_page_on_publishing_run_in_order(workplace: Path, tmp_path: Path) -> None:
+    """Against a Hub on the loopback, whose client needs a process of its own."""
+    with serve() as hub, shell(hub, tmp_path) as command:
+        emptied(hub, tmp_path / "hub")
+        for line, code in console_commands(PUBLISHING):
+            ran = command(workplace, *shlex.split(line)[1:], HF_TOKEN=TOKEN)
+            assert ran.code == code, f"{line}\n{ran.err}"
+        card = published(hub, "my-org/demo-1k") / "README.md"
+        assert "ctxextend" in card.read_text(encoding="utf-8")
 
 
 def test_the_python_example_runs(workplace: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import re
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ctxextend.checkpoint.bars import progress_bars
 from ctxextend.checkpoint.directory import read_directory, read_text
 from ctxextend.checkpoint.documents import (
     DOCUMENTS,
@@ -37,6 +37,7 @@ from ctxextend.checkpoint.documents import (
 )
 from ctxextend.checkpoint.gguf_file import first_shard, gguf_contents, read_gguf_in, shards_among
 from ctxextend.checkpoint.safetensors_header import read_header
+from ctxextend.checkpoint.secrets import can_be_shown, check_token, told
 from ctxextend.contents import Contents, FileInfo, Note, TensorInfo
 from ctxextend.errors import CheckpointError, HubError, UsageError
 
@@ -209,7 +210,7 @@ def download(
 
     repository = _repository(repo_id, revision, token, cache_dir)
     expected = files or ()
-    with _explained(repository):
+    with _explained(repository), progress_bars():
         if files is None and not is_offline_mode():
             # The client falls back on a cache that may lack files; so what there should be is asked first.
             expected = [file.path for file in _listing(repository)[1]]
@@ -235,7 +236,6 @@ def download(
 
 
 def _repository(repo_id: str, revision: str | None, token: str | None, cache_dir: Path | None) -> _Repository:
-    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -249,13 +249,7 @@ def _repository(repo_id: str, revision: str | None, token: str | None, cache_dir
             found=repo_id,
             hint="check the path, or name a repository of the Hub as ORG/NAME",
         ) from error
-    sent = token or get_token() or ""
-    if not sent.isascii() or not sent.isprintable() or " " in sent:
-        raise UsageError(
-            "the Hub's token holds characters that no token has",
-            code="token",
-            hint="copy the token again from https://huggingface.co/settings/tokens",
-        )
+    check_token(token)
     return _Repository(repo_id=repo_id, revision=revision, token=token or None, cache_dir=cache_dir)
 
 
@@ -466,8 +460,7 @@ def _explained(repository: _Repository) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as error:
-        report = "".join(traceback.format_exception(error))
-        shown = report == _without_secrets(report, repository.token)
+        shown = can_be_shown(error, repository.token)
         raise _hub_error(repository, error) from (error if shown else None)
 
 
@@ -506,7 +499,7 @@ def _unreachable(repository: _Repository, error: Exception) -> HubError:
     return HubError(
         "the Hub can't be reached",
         code="network",
-        found=_told(repository, f"{type(error).__name__}: {error}"),
+        found=told(f"{type(error).__name__}: {error}", repository.token),
         hint="check the connection, HTTPS_PROXY and HF_ENDPOINT; HF_HUB_OFFLINE=1 reads what is in the cache; if "
         "something on this machine was meant, there is nothing at that path",
     )
@@ -514,7 +507,7 @@ def _unreachable(repository: _Repository, error: Exception) -> HubError:
 
 def _refused(repository: _Repository, error: HfHubHTTPError) -> HubError:
     status = error.response.status_code
-    found = _told(repository, f"HTTP {status}: {error.server_message or error.response.reason_phrase}")
+    found = told(f"HTTP {status}: {error.server_message or error.response.reason_phrase}", repository.token)
     if status in {401, 403}:
         return HubError(
             f"the Hub doesn't let this token read {repository.repo_id}",
@@ -538,7 +531,7 @@ def _gated(repository: _Repository) -> HubError:
     return HubError(
         f"{repository.repo_id} is gated: its publisher wants a licence accepted first",
         code="gated-repo",
-        hint=_told(repository, f"accept it at {constants.ENDPOINT}/{repository.repo_id}, then ")
+        hint=told(f"accept it at {constants.ENDPOINT}/{repository.repo_id}, then ", repository.token)
         + "log in with `hf auth login` or give --token",
     )
 
@@ -593,17 +586,3 @@ def _no_hub(found: str) -> HubError:
         found=found,
         hint="check HF_ENDPOINT, and whether a proxy or a log-in page stands between",
     )
-
-
-def _told(repository: _Repository, text: str) -> str:
-    """A foreign text as one short line without secrets."""
-    return " ".join(_without_secrets(text, repository.token).split())[:200]
-
-
-def _without_secrets(text: str, token: str | None) -> str:
-    from huggingface_hub import get_token
-
-    for secret in {token, get_token()} - {None, ""}:
-        text = text.replace(str(secret), "***")
-    text = re.sub(r"\bhf_\w{8,}", "***", text)
-    return re.sub(r"(://)[^/@\s]+@", r"\1", text)

@@ -13,6 +13,7 @@ from ctxextend.cli.eval import evaluate
 from ctxextend.cli.inspect import inspect
 from ctxextend.cli.listings import families, methods, runtimes
 from ctxextend.cli.plan import plan
+from ctxextend.cli.push import push
 from ctxextend.cli.smoke import smoke
 from ctxextend.version import VERSION
 
@@ -32,6 +33,7 @@ _COMMANDS: Final = (
     (smoke, "Run a checkpoint at its new length."),
     (evaluate, "How good a model is along its context."),
     (compare, "Which method to ship, by measurement."),
+    (push, "Publish a checkpoint on the Hub."),
     (methods, "The methods and their parameters."),
     (families, "The model families that are known."),
     (runtimes, "The runtimes whose reading is known."),

@@ -17,12 +17,14 @@ from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
 from ctxextend.errors import CtxextendError, GateError, UsageError
 from ctxextend.lengths import show_bytes
-from ctxextend.pipeline import check_run, open_source, plan_source, run_in_place, run_plan
+from ctxextend.pipeline import check_run, inspect_source, open_source, plan_source, run_in_place, run_plan
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
 
 if TYPE_CHECKING:
+    from ctxextend.hub import Pushed, PushOptions
     from ctxextend.lab.smoke import SmokeReport
+    from ctxextend.pipeline import Opened
 
 OutOpt = Annotated[
     Optional[Path],
@@ -74,6 +76,16 @@ def convert(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and its diff; write nothing.")] = False,
     force: o.ForceOpt = False,
+    push: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="REPO_ID",
+            help="Then publish it there as 'ctxextend push' does; of a Hub repository's unchanged weights without a "
+            "local copy, where --out asks for none.",
+            show_default=False,
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
     allow: o.AllowOpt = None,
     revision: o.RevisionOpt = None,
     token: o.TokenOpt = None,
@@ -103,13 +115,14 @@ def convert(
         runtimes=runtimes,
         carrier=carrier,
         bake=bake,
-        allow=allow,
+        allow=[code for code in allow or () if push is None or code not in o.PUBLISHING],
         to=to,
         outtype=outtype,
         split_max_size=split_max_size,
         converter=converter,
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    publishing = _publishing(console, push, private=private, allow=allow, token=token, config_only=config_only)
     opened = open_source(o.source_of(source, revision, token, cache_dir))
     plan = plan_source(opened, recipe) if plan_file is None else _saved_plan(plan_file, recipe)
     check_actions(plan, opened.contents)
@@ -118,8 +131,18 @@ def convert(
     if dry_run:
         show_plan(console, plan, opened)
         return
+    if publishing is not None:
+        from ctxextend.hub import check_publishing, needs_no_weights
+
+        # Before anything is downloaded or written for it.
+        check_publishing(publishing, opened.source.repo_id, say=console.note)
+        local = out is not None or smoke or in_place
+        if not local and needs_no_weights(plan, opened.source, opened.contents):
+            console.warnings(plan.warnings)
+            _push_direct(console, plan, opened, publishing)
+            return
     if smoke:
-        _require_runnable(plan, config_only=config_only)
+        _require_runnable(plan, opened, recipe, config_only=config_only)
     if in_place:
         _refuse_beside_in_place(
             out=out,
@@ -131,7 +154,7 @@ def convert(
             converter=converter,
         )
         console.warnings(plan.warnings)
-        _finish(console, *run_in_place(plan, opened), smoke=smoke, family=family)
+        _finish(console, *run_in_place(plan, opened), smoke=smoke, family=family, publishing=publishing)
         return
     options = Options(
         link_mode=link_mode,
@@ -145,11 +168,59 @@ def convert(
     console.warnings(plan.warnings)
     with console.progress(size_bytes(plan.actions)) as progress:
         path, manifest = run_plan(plan, opened, out, options=options, progress=progress)
-    _finish(console, path, manifest, smoke=smoke, family=family)
+    _finish(console, path, manifest, smoke=smoke, family=family, publishing=publishing)
 
 
-def _require_runnable(plan: Plan, *, config_only: bool) -> None:
-    """Before anything is written. Raises :class:`UsageError` for what can't be run afterwards."""
+def _publishing(
+    console: Console,
+    repo_id: str | None,
+    *,
+    private: bool,
+    allow: list[str] | None,
+    token: str | None,
+    config_only: bool,
+) -> PushOptions | None:
+    """How the result is published, if it is. Raises :class:`UsageError` for what goes without it, or not with it."""
+    if repo_id is None:
+        if private:
+            raise UsageError(
+                "--private says how --push makes a repository", code="bad-option", key="--private", hint="add --push"
+            )
+        return None
+    if config_only:
+        raise UsageError(
+            "--config-only writes no checkpoint that could be published",
+            code="bad-option",
+            key="--config-only",
+            hint="leave it away: weights that stay as they are aren't downloaded for --push either",
+        )
+    from ctxextend.hub import PushOptions
+
+    return PushOptions(
+        repo_id=repo_id,
+        private=private,
+        token=token,
+        allow=tuple(code for code in allow or () if code in o.PUBLISHING),
+        quiet=console.quiet or console.as_json,
+    )
+
+
+def _push_direct(console: Console, plan: Plan, opened: Opened, publishing: PushOptions) -> None:
+    """Publish without a local copy of the weights."""
+    from ctxextend.cli.push import show_pushed
+    from ctxextend.hub import push_direct
+
+    console.step(f"publishing {publishing.repo_id} without a local copy of the weights")
+    manifest, pushed = push_direct(plan, opened.source, opened.contents, publishing, say=console.note)
+    if console.as_json:
+        console.document({**msgspec.to_builtins(manifest), "push": msgspec.to_builtins(pushed)})
+        return
+    show_pushed(console, pushed)
+    _show_read(console, manifest)
+
+
+def _require_runnable(plan: Plan, opened: Opened, recipe: Recipe, *, config_only: bool) -> None:
+    """Before anything is written. Raises :class:`UsageError` and :class:`RefusedError` for what can't be run then."""
     if config_only:
         raise UsageError(
             "--config-only writes no weights that could be run",
@@ -157,6 +228,9 @@ def _require_runnable(plan: Plan, *, config_only: bool) -> None:
             key="--smoke",
             hint="leave one of them away",
         )
+    from ctxextend.lab.runnable import require_next_token
+
+    require_next_token(opened, inspect_source(opened, recipe))
     if plan.to == "gguf":
         from ctxextend.lab.engines.libllama import library
 
@@ -165,18 +239,62 @@ def _require_runnable(plan: Plan, *, config_only: bool) -> None:
         from ctxextend.lab.engines import require_modules
 
         require_modules("torch", "transformers", "accelerate")
+        if opened.contents.gguf is None:
+            from ctxextend.lab.engines.transformers import require_class
+
+            require_class(opened.contents.config, file="config.json")
 
 
-def _finish(console: Console, path: Path, manifest: Manifest, *, smoke: bool, family: str | None) -> None:
-    """Show what was written; with ``smoke`` run it then, and end with 4 where that fails."""
-    if not smoke:
-        show_result(console, path, manifest)
-        return
-    from ctxextend.cli.smoke import end_with
-    from ctxextend.lab.verbs import smoke_source
-
+def _finish(
+    console: Console,
+    path: Path,
+    manifest: Manifest,
+    *,
+    smoke: bool,
+    family: str | None,
+    publishing: PushOptions | None,
+) -> None:
+    """Show what was written; with ``smoke`` run it then, and end with 4 where that fails; publish what is left."""
+    document = msgspec.to_builtins(manifest)
     if not console.as_json:
         show_result(console, path, manifest)
+    if smoke:
+        reports = _smoked(console, path, family=family)
+        document["smoke"] = msgspec.to_builtins(reports)
+        failed = not all(report.ok for report in reports)
+        if console.as_json and failed:
+            console.document(document)
+        from ctxextend.cli.smoke import end_with
+
+        for report in reports:
+            end_with(console, report)
+    if publishing is not None:
+        document["push"] = msgspec.to_builtins(_push_output(console, path, publishing))
+    if console.as_json:
+        console.document(document)
+
+
+def _push_output(console: Console, path: Path, publishing: PushOptions) -> Pushed:
+    """Publish what was written; it stays, whatever comes of that."""
+    from ctxextend.cli.push import show_pushed
+    from ctxextend.hub import push_path
+
+    console.step(f"publishing {path} as {publishing.repo_id}")
+    try:
+        pushed = push_path(path, publishing, say=console.note)
+    except CtxextendError as error:
+        again = f"{path} is written and stays: ctxextend push {path} {publishing.repo_id} publishes it"
+        error.hint = again if error.hint is None else f"{error.hint}; {again}"
+        raise
+    if not console.as_json:
+        show_pushed(console, pushed)
+    return pushed
+
+
+def _smoked(console: Console, path: Path, *, family: str | None) -> list[SmokeReport]:
+    """What running each output came to, shown."""
+    from ctxextend.lab.verbs import smoke_source
+
     reports: list[SmokeReport] = []
     try:
         for output in _outputs(path):
@@ -192,16 +310,13 @@ def _finish(console: Console, path: Path, manifest: Manifest, *, smoke: bool, fa
             found=error.found,
             hint=error.hint,
         ) from error
-    if console.as_json:
-        console.document({**msgspec.to_builtins(manifest), "smoke": msgspec.to_builtins(reports)})
-    else:
+    if not console.as_json:
         from ctxextend.cli.smoke_page import smoke_page
 
         for report in reports:
             # What convert prints is the output's path alone.
             console.draw_note(smoke_page(report))
-    for report in reports:
-        end_with(console, report)
+    return reports
 
 
 def _outputs(path: Path) -> list[Path]:
@@ -243,9 +358,16 @@ def show_result(console: Console, path: Path, manifest: Manifest) -> None:
     if console.as_json:
         console.document(manifest)
         return
+    console.line(str(path))
+    _show_read(console, manifest)
+    if any(file.path == OVERRIDES for file in manifest.files):
+        console.note(f"  {path / OVERRIDES} holds the override that each engine takes")
+
+
+def _show_read(console: Console, manifest: Manifest) -> None:
+    """What was done, and what each runtime reads in it."""
     from ctxextend.cli.tensor_page import rounding_line
 
-    console.line(str(path))
     plan = manifest.plan
     if plan.method in ("none", "repair"):
         console.notes(plan.reasons)
@@ -263,5 +385,3 @@ def show_result(console: Console, path: Path, manifest: Manifest) -> None:
             verdict = found.absent
         length = "" if found.max_context is None else f", serves {found.max_context}"
         console.note(f"  {found.runtime} {found.versions}: {verdict}{length}")
-    if any(file.path == OVERRIDES for file in manifest.files):
-        console.note(f"  {path / OVERRIDES} holds the override that each engine takes")

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import Any, NoReturn
 
+from ctxextend.checkpoint.secrets import masked
 from ctxextend.cli import app
 from ctxextend.cli.console import INTERRUPTED, InterruptError, show_error
 from ctxextend.errors import CtxextendError, OutputError, UsageError, nearest
@@ -77,7 +78,7 @@ def _shown(error: Exception) -> CtxextendError:
             hint="check the path and its permissions",
         )
     return CtxextendError(
-        f"this is a bug in ctxextend: {type(error).__name__}: {error}",
+        masked(f"this is a bug in ctxextend: {type(error).__name__}: {error}"),
         code="bug",
         file=_report(error),
         hint="please report it with that file; CTXEXTEND_DEBUG=1 shows the traceback",
@@ -92,7 +93,8 @@ def _wrong_call(error: Any) -> UsageError:
         near = nearest(option, (name for p in context.command.params for name in p.opts), 1) if context else []
         meant = f"did you mean {near[0]}? " if near else ""
         return UsageError(f"unknown option: {option}", code="unknown-option", found=option, hint=f"{meant}see {page}")
-    message = str(error.format_message()).replace("Value error, ", "")
+    # A token may have slipped to a place where none belongs.
+    message = masked(str(error.format_message()).replace("Value error, ", ""))
     return UsageError(message, code="usage", hint=f"see {page}")
 
 
@@ -101,7 +103,7 @@ def _report(error: Exception) -> str | None:
     lines = [
         f"ctxextend {VERSION}, Python {platform.python_version()}, {platform.platform()}\n",
         f"command: {sys.argv[1:2]}\n\n",
-        *traceback.format_exception(error),
+        masked("".join(traceback.format_exception(error))),
     ]
     try:
         with tempfile.NamedTemporaryFile(

@@ -122,8 +122,9 @@ LinkOpt = Annotated[
 ]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace an earlier output of ctxextend.")]
 
-#: Refusals that --allow can let pass.
+#: Refusals that --allow can let pass: of a conversion, and of publishing.
 ALLOWABLE = ("unreadable",)
+PUBLISHING = ("restricted",)
 
 RUNTIMES_DEFAULT = ",".join(DEFAULT_RUNTIMES)
 
@@ -187,15 +188,15 @@ def runtimes_of(listed: str) -> tuple[str, ...]:
     return names or DEFAULT_RUNTIMES
 
 
-def allowed(codes: Iterable[str] | None) -> tuple[str, ...]:
+def allowed(codes: Iterable[str] | None, among: tuple[str, ...] = ALLOWABLE) -> tuple[str, ...]:
     """The refusals to let pass. Raises :class:`UsageError` for one that can't be."""
     for code in codes or ():
-        if code not in ALLOWABLE:
+        if code not in among:
             raise UsageError(
                 "there is no refusal of that name to let pass",
                 code="unknown-code",
                 key="--allow",
-                expected=", ".join(ALLOWABLE),
+                expected=", ".join(among),
                 found=code,
             )
     return tuple(codes or ())
