@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -23,11 +24,13 @@ from ctxextend.changes import (
     INDEX,
     Action,
     Carry,
+    DropTensor,
     EditJson,
     Export,
     PutTensor,
     Restore,
     Rewrite,
+    ScaleTensor,
     SetKey,
     SetTensor,
     TensorChange,
@@ -48,10 +51,11 @@ from ctxextend.errors import (
 )
 from ctxextend.families import find_family
 from ctxextend.formats.json_edit import Edit, edit_text, value_at
+from ctxextend.parameters import ROTARY_BUFFER
 from ctxextend.plan import SCHEMA as PLAN_SCHEMA
 from ctxextend.plan import Plan, edits_of
 from ctxextend.position_plan import verify_positions
-from ctxextend.record import path_of
+from ctxextend.record import KEY, path_of
 from ctxextend.runtimes.overrides import overrides
 from ctxextend.scaling import Dynamic
 from ctxextend.tensors.checksums import header_sha256, sha256_of
@@ -193,19 +197,23 @@ def _build(
         data = text.encode()
         write_file(staging / name, data)
         files.append(written(name, data))
-    if options.config_only:
-        files.append(_write_overrides(plan, contents, staging))
-    else:
+    if not options.config_only:
         files += _carry_all(plan, contents, folder, staging, options, report)
     tensors: list[RewrittenTensor] = []
     for name, changes in _by_file(plan).items():
         made, file = _rewrite(name, changes, folder, staging, options, report)
         tensors += made
         files.append(file)
+    if tensors:
+        # What was written is a checkpoint: its index and its headers go together.
+        read_directory(staging)
     if plan.position == "rope":
         verified = verify(plan, staging)
     else:
         verified = verify_without_rope(plan, contents, staging, whole=not options.config_only)
+    if options.config_only:
+        absent = {found.runtime for found in verified if found.absent is not None}
+        files.append(_write_overrides(plan, contents, staging, absent))
     manifest = Manifest(
         version=VERSION,
         plan=plan,
@@ -479,10 +487,10 @@ def stale(file: str, expected: str, found: str) -> RefusedError:
     )
 
 
-def _write_overrides(plan: Plan, contents: Contents, staging: Path) -> OutputFile:
+def _write_overrides(plan: Plan, contents: Contents, staging: Path, absent: Container[str]) -> OutputFile:
     edits: tuple[Edit, ...] = edits_of(plan).get("config.json", ())
     target = max(plan.target_context, plan.trained_context)
-    data = encode(overrides(edits, name=contents.source, target=target))
+    data = encode(overrides(edits, name=contents.source, target=target, absent=absent))
     write_file(staging / OVERRIDES, data)
     return written(OVERRIDES, data)
 
@@ -516,10 +524,31 @@ def _check_tensors(plan: Plan, contents: Contents) -> None:
         raise stale(contents.source, "one file for each change of a tensor", ", ".join(sorted(rewritten)) or "none")
     if any(name in weights and name in rewritten for name in carried(plan)):
         raise stale(contents.source, "files that are either carried or rewritten", "one that is both")
+    places = {name: file for file, name in held}
     for change in changes:
         there = change.file in weights if isinstance(change, PutTensor) else (change.file, change.name) in held
-        if not there:
+        if not there or places.get(change.name, change.file) != change.file:
             raise stale(change.file, "a tensor of the checkpoint", change.name)
+        if isinstance(change, PutTensor | DropTensor) and not _BUFFER.search(change.name):
+            raise unsafe(change.file, change.name, "a buffer that a class computes by itself", "another tensor")
+        if isinstance(change, PutTensor) and not 0 < len(change.values) <= _MOST_FREQUENCIES:
+            raise unsafe(change.file, change.name, "some frequencies", f"{len(change.values)} numbers")
+    if len(set(changes)) < len(changes):
+        raise unsafe(contents.source, "actions", "each change of a tensor once", "the same change twice")
+    if not exported and any(isinstance(change, ScaleTensor) for change in changes):
+        edits = edits_of(plan).get("config.json", ())
+        record = next((edit.value for edit in edits if edit.path == (KEY,)), None)
+        if not isinstance(record, dict) or record.get("baked") != "temperature":
+            raise unsafe("config.json", KEY, "a record that the weights hold a temperature", "none")
+
+
+#: Buffers that a plan may put or take away: of ropes, and those of the length's size that older releases saved.
+_BUFFER: Final = re.compile(
+    ROTARY_BUFFER.pattern
+    + r"|(?:.+\.)?(?:position_ids|token_type_ids|attn\.(?:attention\.)?(?:masked_)?bias|transformer\.bias)$"
+    + r"|(?:.+\.)?embed_positions\.weights?$"
+)
+_MOST_FREQUENCIES: Final = 4096
 
 
 def check_convert_options(plan: Plan, options: Options) -> None:

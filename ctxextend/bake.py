@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
+from msgspec import UNSET
+
 from ctxextend.baking import Fold, fold_temperature
-from ctxextend.changes import DropTensor, PutTensor, TensorChange
+from ctxextend.changes import DropTensor, PutTensor, ScaleTensor, TensorChange
 from ctxextend.contents import Contents, TensorInfo
+from ctxextend.copies import beside
 from ctxextend.encoding import PlanWarning
 from ctxextend.errors import RefusedError
 from ctxextend.inspection import Group, Inspection
 from ctxextend.parameters import rotary_buffers
 from ctxextend.recipe import Recipe, bakes_buffers, bakes_temperature
+from ctxextend.record import KEY, baked_source
 from ctxextend.rope import RopeTable
 from ctxextend.solving import Solution, Temperature
 
@@ -33,10 +37,11 @@ BUFFERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-_FREQUENCIES: Final = "inv_freq"
+#: Buffers of the language model's one rope; what others hold (originals, caches, one rope of several) is dropped.
+_REPLACED: Final = ("rotary_emb.inv_freq", "rotary_embedding.inv_freq", "rotary_pos_emb.inv_freq", "rope.inv_freq")
 _LAYER: Final = re.compile(r"(?<![^.])(\d+)(?![^.])")
 #: Parts of a name that belong to what sees or hears, whose ropes are another matter.
-_OTHER_TOWERS: Final = re.compile(r"(?:^|[._])(?:vision|visual|audio|vit|vpm|apm)")
+_OTHER_TOWERS: Final = re.compile(r"(?:^|[._])(?:vision|visual|audio|vit|vpm|apm|talker|depth|codec)")
 
 
 def tensor_changes(
@@ -53,7 +58,7 @@ def tensor_changes(
     warnings: list[PlanWarning] = []
     if bakes_temperature(recipe):
         changes += _temperature(contents, inspection, solution.folded)
-        warnings += _second_copies(contents, changes)
+        warnings += beside(contents) if changes else ()
         if not solution.folded:
             warnings.append(_nothing_to_fold(solution.method))
     if bakes_buffers(recipe):
@@ -73,15 +78,48 @@ def tensor_changes(
     return tuple(changes), tuple(warnings)
 
 
-def _second_copies(contents: Contents, changes: Sequence[TensorChange]) -> Iterator[PlanWarning]:
-    """Weights in the vendor's own layout, which stay as they are."""
-    copies = [file.path for file in contents.files if file.path.rpartition("/")[2].startswith("consolidated")]
-    if copies and changes:
-        yield PlanWarning(
-            code="consolidated-unbaked",
-            message=f"{copies[0]} holds the weights once more, without the temperature that these get",
-            hint="take it out of the result, or serve with --config-format hf --load-format safetensors",
-        )
+def to_do(
+    contents: Contents, inspection: Inspection, tensors: tuple[TensorChange, ...], digest: str
+) -> tuple[TensorChange, ...]:
+    """The changes of tensors that are still to be made to a source that may be the result of this very change.
+
+    Raises :class:`RefusedError` for weights that another change has already gone into.
+    """
+    record = inspection.record
+    if record is None:
+        return tensors
+    if record.plan == digest:
+        held = {(tensor.file, tensor.name, tensor.dtype, tensor.shape) for tensor in contents.tensors}
+        return tuple(change for change in tensors if _is_to_do_again(change, held))
+    if record.baked is UNSET:
+        return tensors
+    raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
+
+
+def _is_to_do_again(change: TensorChange, held: Container[tuple[str, str, str, tuple[int, ...]]]) -> bool:
+    """Whether it isn't in a checkpoint whose record says so: a buffer that was taken out, or put back, since."""
+    match change:
+        case DropTensor():
+            return True
+        case PutTensor():
+            return (change.file, change.name, "F32", (len(change.values),)) not in held
+        case _:
+            return False
+
+
+def refuse_second_fold(contents: Contents, inspection: Inspection, tensors: Sequence[TensorChange]) -> None:
+    """Refuse to multiply weights whose manifest says that they were, though the record is gone from their config.
+
+    Raises :class:`RefusedError`.
+    """
+    manifest = contents.documents.get("ctxextend.json")
+    plan = manifest.value.get("plan") if manifest is not None else None
+    if not isinstance(plan, dict) or inspection.record is not None:
+        return
+    folded = any(isinstance(one, dict) and one.get("kind") == "scale-tensor" for one in plan.get("actions") or ())
+    if folded and any(isinstance(change, ScaleTensor) for change in tensors):
+        method, target = str(plan.get("method")), int(plan.get("target_context") or 0)
+        raise baked_source("plan.actions", "ctxextend.json", "temperature", method, target)
 
 
 def own_buffers(contents: Contents, inspection: Inspection) -> tuple[TensorChange, ...]:
@@ -172,7 +210,7 @@ def _buffers(contents: Contents, inspection: Inspection, tables: Mapping[str, Ro
         )
     of_layer = {layer: group for group in inspection.groups for layer in group.layers}
     stale = stale_buffers(contents)
-    held = [tensor for tensor in stale if tensor.name.endswith(_FREQUENCIES)]
+    held = [tensor for tensor in stale if tensor.name.endswith(_REPLACED)]
     for tensor in stale:
         found = _numbers(tensor, of_layer, tables) if tensor in held else None
         if found is None:

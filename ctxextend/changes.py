@@ -151,7 +151,10 @@ class ResizeTable(Struct, frozen=True, kw_only=True, tag_field="kind", tag="resi
 
 
 class FillSinusoids(Struct, frozen=True, kw_only=True, tag_field="kind", tag="fill-sinusoids"):
-    """A stored table of sinusoids, computed anew for ``rows`` positions of ``positions_per_row`` each.
+    """A stored table of sinusoids with ``rows`` positions of ``positions_per_row`` each.
+
+    The first ``rows_kept`` stay the bytes that they are, as far as the table has them, for training may have moved
+    them. With none kept the whole table is computed anew, which is refused where it doesn't hold sinusoids.
 
     ``layout``: ``halves`` has all sines in front of all cosines (Marian, Pegasus), ``tensor2tensor`` too, with
     exponents over half - 1 (M2M-100, XGLM); ``zero_row`` is a row of zeros (a padding token's) or None. ``first`` is
@@ -166,6 +169,7 @@ class FillSinusoids(Struct, frozen=True, kw_only=True, tag_field="kind", tag="fi
     positions_per_row: float = 1.0
     first: int = 0
     zero_row: int | None = None
+    rows_kept: int = 0
 
 
 #: What is done to the tensors of safetensors.
@@ -240,7 +244,9 @@ def with_record(
 ) -> dict[str, tuple[Edit, ...]]:
     """Edits of the documents as they stand: an earlier conversion undone, the new one and its record done."""
     old = inspection.record
-    base_edits = {file: edits.get(file, ()) for file in {*edits, *(old.base if old else ())}}
+    # A document that is gone since needn't be taken back.
+    recorded = [file for file in (old.base if old else ()) if _is_there(contents, file)]
+    base_edits = {file: edits.get(file, ()) for file in {*edits, *recorded}}
     base = {}
     for file, wanted in base_edits.items():
         document = document_of(contents, file)
@@ -311,8 +317,14 @@ def document_of(contents: Contents, file: str) -> dict[str, Any]:
     return {"truncation": dict(contents.tokenizer_truncation or {})} if file == "tokenizer.json" else {}
 
 
+def _is_there(contents: Contents, file: str) -> bool:
+    return file in contents.documents or any(known.path == file for known in contents.files)
+
+
 def _before_us(contents: Contents, inspection: Inspection, file: str) -> dict[str, Any]:
-    """A document as it was before an earlier conversion."""
+    """A document as it was before an earlier conversion; empty for one that isn't there."""
+    if not _is_there(contents, file):
+        return {}
     document = document_of(contents, file)
     return apply_edits(document, undo(inspection.record, file)) if inspection.record else document
 

@@ -276,15 +276,19 @@ _FROM_NOTES: Final[Mapping[str, tuple[tuple[str, ...], Level, str]]] = MappingPr
         "params-json": (("vllm",), "warning", "serve with --config-format hf, or take params.json out"),
         "consolidated-weights": (("vllm",), "warning", "serve with --config-format hf"),
         "auto-map": ((), "warning", "serve without trust_remote_code where the runtime has the model itself"),
+        "baked-weights": ((), "info", "nothing; another extension starts from the original checkpoint"),
         "rotary-buffers": ((), "info", "nothing, unless a runtime loads them: then take them out of the weights"),
     }
 )
 
 
+_OF_INSPECTION: Final = frozenset({"rotary-buffers", "baked-weights", "original-length-unknown"})
+
+
 def _noted(subject: Subject) -> Iterator[Fault]:
     """What reading the files noted by the way."""
     # The inspection's other notes are of the base, before an earlier conversion.
-    own = (note for note in subject.inspection.notes if note.code in ("rotary-buffers", "original-length-unknown"))
+    own = (note for note in subject.inspection.notes if note.code in _OF_INSPECTION)
     notes: tuple[Note, ...] = (*subject.rope.notes, *subject.contents.notes, *own)
     for note in notes:
         known = _FROM_NOTES.get(note.code)

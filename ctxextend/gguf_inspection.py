@@ -76,7 +76,8 @@ def inspect_gguf(
         trained=trained,
         apart=rope.architecture.sliding is not None and not rope.architecture.sliding.scaled,
     )
-    notes = (*contents.notes, *rope.notes, *known, *filter(None, map(said_origin, groups)), *_windows(groups, rope))
+    said = map(said_origin, groups)
+    notes = (*contents.notes, *rope.notes, *known, *_baked(record), *filter(None, said), *_windows(groups, rope))
     position = _position(rope, contents)
     if position != "rope":
         notes = (*notes, Note(code=f"position-{position}", message=_POSITIONS[position]))
@@ -121,6 +122,15 @@ def _position(rope: GgufRope, contents: Contents) -> Position:
     if position == "alibi" and any(tensor.name == POSITION_TABLE for tensor in contents.tensors):
         return "learned"
     return position
+
+
+def _baked(record: GgufRecord | None) -> Iterator[Note]:
+    if record is not None and record.baked is not UNSET:
+        yield Note(
+            code="baked-weights",
+            message=f"what an earlier conversion did ({record.method} to {record.target_context}) is partly in the "
+            "weights: no extension starts from them",
+        )
 
 
 def gguf_of(contents: Contents) -> Gguf:

@@ -124,7 +124,9 @@ def inspect(
             file="config.json",
             key=KEY,
             found=f"{record.method} to {record.target_context}",
-            hint=f"if the weights were trained on with it, remove {KEY!r} from config.json, then --base trained "
+            hint="start from the checkpoint that this one was made of: its weights hold a part of the extension"
+            if record.baked is not UNSET
+            else f"if the weights were trained on with it, remove {KEY!r} from config.json, then --base trained "
             f"--original-context {record.target_context}",
         )
     told = UNSET if record is None else record.taken_as
@@ -480,7 +482,16 @@ def _about(
             )
         )
     buffers = rotary_buffers(contents)
-    if buffers:
+    record = find_record(contents.config)
+    if record is not None and record.baked is not UNSET:
+        notes.append(
+            Note(
+                code="baked-weights",
+                message=f"the attention factor of an earlier conversion ({record.method} to {record.target_context}) "
+                "is in the weights, and the config declares what is left: no extension starts from them",
+            )
+        )
+    if buffers and (record is None or record.buffers is not True):
         notes.append(
             Note(
                 code="rotary-buffers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,11 @@ _AUXILIARY = (
     "_scale",
     "_scale_inv",
     ".weight_scale",
+    ".weight_scale_2",
+    ".weight_global_scale",
+    ".SCB",
+    ".qbiases",
+    ".qscale_weight",
     ".weight_zero_point",
     ".weight_shape",
     ".input_scale",
@@ -24,8 +30,8 @@ _AUXILIARY = (
     ".quant_map",
 )
 
-#: Buffers that older checkpoints hold; they are no parameters.
-ROTARY_BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+#: Buffers that older checkpoints hold; they are no parameters. Frequencies, or what was computed of them.
+ROTARY_BUFFER = re.compile(r"(?:.+\.)?(?:(?:\w+_)?inv_freq|(?:cos|sin)_cached|freqs_cis)|(?:.+\.)?rope\.freqs")
 
 
 class Quantisation(Struct, frozen=True, kw_only=True):
@@ -60,11 +66,11 @@ def count_parameters(contents: Contents, config: Mapping[str, Any]) -> int | Non
 
 def rotary_buffers(contents: Contents) -> tuple[TensorInfo, ...]:
     """Rope buffers that lie in the weight files."""
-    return tuple(t for t in contents.tensors if t.name.endswith(ROTARY_BUFFERS))
+    return tuple(t for t in contents.tensors if ROTARY_BUFFER.fullmatch(t.name))
 
 
 def _weights(tensor: TensorInfo, scheme: Quantisation | None) -> int:
-    if tensor.name.endswith(ROTARY_BUFFERS):
+    if ROTARY_BUFFER.fullmatch(tensor.name):
         return 0
     if scheme is None:
         return tensor.elements

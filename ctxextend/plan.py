@@ -13,14 +13,12 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from ctxextend.bake import own_buffers, tensor_changes
+from ctxextend.bake import own_buffers, refuse_second_fold, tensor_changes, to_do
 from ctxextend.changes import (
     Action,
-    Carry,
     DropTensor,
     EditJson,
-    Rewrite,
-    TensorChange,
+    PutTensor,
     actions_of,
     digest_of,
     gguf_sha256,
@@ -29,6 +27,7 @@ from ctxextend.changes import (
     with_record,
 )
 from ctxextend.contents import Contents
+from ctxextend.copies import without_other_weights
 from ctxextend.encoding import Chosen, PlanWarning, Verdict, judge, static_tables, warnings_of
 from ctxextend.errors import RefusedError
 from ctxextend.families import Position
@@ -42,7 +41,7 @@ from ctxextend.methods import extension_factor
 from ctxextend.methods.auto import TRAINING_FREE_WARNING_ABOVE
 from ctxextend.methods.base import Base
 from ctxextend.recipe import Recipe, bakes_buffers, resolve_target
-from ctxextend.record import KEY, InWeights, baked_source, path_of
+from ctxextend.record import InWeights, path_of
 from ctxextend.rope import RopeTable
 from ctxextend.scaling import Scaling, table
 from ctxextend.solving import Solution, Temperature, config_chooser, solve, wanted_bases
@@ -53,10 +52,6 @@ SCHEMA: Final = "ctxextend.plan/1"
 #: Faults that a right conversion can leave in its result: the runtimes differ there however it is written.
 _WRITTEN_FAULTS: Final = frozenset({"latent-without-pair", "longrope-switches"})
 
-
-#: What copies of the weights that other frameworks load are called. Their tables would be the old ones.
-_OTHER_WEIGHTS: Final = (".bin", ".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".pt", ".pth", ".tflite", ".mlmodel")
-_OTHER_INDEX: Final = (".bin.index.json", ".h5.index.json", ".msgpack.index.json")
 
 #: Notes of an inspection that whoever converts must see.
 _CARRIED_NOTES: Final = frozenset(
@@ -248,6 +243,7 @@ def assemble(
     if solution.chosen.encoding.name == "theta":
         tables = static_tables(tables)
     tensors, baking = tensor_changes(contents, inspection, recipe, solution, tables)
+    refuse_second_fold(contents, inspection, tensors)
     kept = [change for change in tensors if not isinstance(change, DropTensor)]
     digest = digest_of(inspection, edits, method=solution.method, trained=trained, target=target, tensors=kept)
     final = with_record(
@@ -267,7 +263,11 @@ def assemble(
         *warnings_about(inspection, target=target, fine_tune=recipe.fine_tune),
         *_faults_written(contents, inspection, final, target),
     )
-    actions, left_out = without_other_weights(actions_of(contents, final, to_do(inspection, tensors, digest)), contents)
+    doing = to_do(contents, inspection, tensors, digest)
+    actions, left_out = without_other_weights(actions_of(contents, final, doing), contents)
+    if any(isinstance(change, DropTensor | PutTensor) for change in tensors):
+        # What they say is mended here.
+        warnings = tuple(warning for warning in warnings if warning.code != "rotary-buffers")
     return Plan(
         version=VERSION,
         digest=digest,
@@ -288,21 +288,6 @@ def assemble(
         warnings=tuple(dict.fromkeys((*warnings, *left_out))),
         out=default_name(contents.name, solution.method, target),
     )
-
-
-def to_do(inspection: Inspection, tensors: tuple[TensorChange, ...], digest: str) -> tuple[TensorChange, ...]:
-    """The changes of tensors that are still to be made: none where the source is the result of this very change.
-
-    Raises :class:`RefusedError` for weights that another change has already gone into.
-    """
-    record = inspection.record
-    if record is None:
-        return tensors
-    if record.plan == digest:
-        return ()
-    if record.baked is UNSET:
-        return tensors
-    raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
 
 
 def in_weights(solution: Solution[Any]) -> InWeights | UnsetType:
@@ -391,7 +376,10 @@ def plain_plan(
     """The plan of ``edits`` that leave every rope as it is, or ``reverted`` as before an earlier conversion of ours."""
     trained = inspection.trained_context
     digest = digest_of(inspection, edits, method=method, trained=trained, target=target)
-    tensors = to_do(inspection, own_buffers(contents, inspection), digest)
+    tensors = to_do(contents, inspection, own_buffers(contents, inspection), digest)
+    if recipe.bake != "none":
+        said = "the rope stays as it is, so nothing is put into tensors"
+        warnings = (*warnings, PlanWarning(code="nothing-to-bake", message=said))
     final = taken_back(contents, inspection) if reverted else {}
     if edits:
         final = with_record(contents, inspection, edits, digest, method=method, target=target)
@@ -577,32 +565,3 @@ def arithmetic(trained: int, target: int) -> str:
 def default_name(name: str, method: str, target: int) -> str:
     """``NAME-METHOD-128k``: what the output is called when nothing else is said."""
     return f"{name}-{method}-{show_tokens(target)}"
-
-
-def without_other_weights(
-    actions: tuple[Action, ...], contents: Contents
-) -> tuple[tuple[Action, ...], tuple[PlanWarning, ...]]:
-    """The actions without copies of the weights that other frameworks load, since they are the old ones.
-
-    Only where tensors are rewritten; what is left out is said.
-    """
-    if not any(isinstance(action, Rewrite) for action in actions):
-        return actions, ()
-    out = {file.path for file in contents.files if file.path.endswith((*_OTHER_WEIGHTS, *_OTHER_INDEX))}
-    if not out:
-        return actions, ()
-    sizes = {file.path: file.size_bytes for file in contents.files}
-    kept: list[Action] = []
-    for action in actions:
-        if isinstance(action, Carry):
-            files = tuple(file for file in action.files if file not in out)
-            kept.append(Carry(files=files, size_bytes=sum(sizes[file] for file in files)))
-        else:
-            kept.append(action)
-    warning = PlanWarning(
-        code="other-weights-left-out",
-        message=f"copies of the weights for other frameworks are the old ones and are left out: "
-        f"{', '.join(sorted(out))}",
-        hint="make them anew from the result where they are needed",
-    )
-    return tuple(kept), (warning,)

@@ -95,7 +95,7 @@ def _solved(contents: Contents, inspection: Inspection, recipe: Recipe) -> Posit
     record = inspection.record
     if record is not None and record.baked is not UNSET:
         raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
-    return solve_positions(contents, inspection, recipe)
+    return solve_positions(contents, inspection, recipe, gguf=True)
 
 
 def _extended(plain: Gguf, inspection: Inspection, solved: PositionChange) -> Change:

@@ -15,9 +15,10 @@ from ctxextend.gguf_inspection import gguf_of
 from ctxextend.gguf_plan import Change, assemble_gguf
 from ctxextend.gguf_record import find_gguf_record, require_unbaked, without_record
 from ctxextend.inspection import Inspection
-from ctxextend.plan import Plan
-from ctxextend.positions import PositionChange, solve_positions
-from ctxextend.recipe import Recipe
+from ctxextend.methods import decode_options
+from ctxextend.plan import Plan, require_auto, within_trained
+from ctxextend.positions import PositionChange, fitting_method, refuse_rope_options, solve_positions
+from ctxextend.recipe import Recipe, resolve_target
 
 
 def make_position_gguf_plan(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
@@ -30,15 +31,10 @@ def make_position_gguf_plan(contents: Contents, inspection: Inspection, recipe: 
     require_unbaked(record, gguf.file)
     base = without_record(gguf, record)
     facts = inspection.family.positions
-    if inspection.position != "alibi" or not isinstance(facts, Alibi):
-        raise RefusedError(
-            f"the table of positions in this file has {inspection.current_context} rows, and no key makes more of them",
-            code="stored-positions",
-            file=gguf.file,
-            key=POSITION_TABLE,
-            hint="start from the safetensors checkpoint, whose table grows while it is exported: --to gguf",
-        )
-    solved = _solved(contents, inspection, recipe, _as_config(base, facts, inspection.trained_context))
+    if inspection.position == "alibi" and isinstance(facts, Alibi):
+        solved = _solved(contents, inspection, recipe, _as_config(base, facts, inspection.trained_context))
+    else:
+        solved = _within_table(inspection, recipe, gguf.file)
     length = inspection.trained_context if solved.method == "none" else solved.target
     key = f"{base.architecture}.{CONTEXT}"
     value = GgufValue(type="UINT32", value=length)
@@ -60,7 +56,33 @@ def _solved(contents: Contents, inspection: Inspection, recipe: Recipe, config: 
     """What extends a checkpoint that says what the file says."""
     document = Document(text=json.dumps(config), value=config)
     checkpoint = msgspec.structs.replace(contents, documents={"config.json": document}, tensors=(), gguf=None)
-    return solve_positions(checkpoint, msgspec.structs.replace(inspection, config=config), recipe)
+    return solve_positions(checkpoint, msgspec.structs.replace(inspection, config=config), recipe, gguf=True)
+
+
+def _within_table(inspection: Inspection, recipe: Recipe, file: str) -> PositionChange:
+    """Nothing, for a target that the table holds. Raises :class:`RefusedError` for one past it."""
+    refuse_rope_options(recipe)
+    decode_options(fitting_method(inspection, recipe), recipe.options)
+    trained = inspection.trained_context
+    target = resolve_target(recipe, trained)
+    if target > trained:
+        raise RefusedError(
+            f"the table of positions in this file has {trained} rows, and no key makes more of them",
+            code="stored-positions",
+            file=file,
+            key=POSITION_TABLE,
+            hint="start from the safetensors checkpoint, whose table grows while it is exported: --to gguf",
+        )
+    require_auto(recipe, trained, target)
+    return PositionChange(
+        method="none",
+        options={},
+        target=target,
+        edits={},
+        tensors=(),
+        reasons=(within_trained(inspection, target, reverted=False),),
+        warnings=(),
+    )
 
 
 def _as_config(gguf: Gguf, facts: Alibi, length: int) -> dict[str, Any]:

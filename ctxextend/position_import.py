@@ -15,11 +15,11 @@ from ctxextend.gguf_inspection import gguf_of
 from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
 from ctxextend.import_plan import checkpoint_of, dtype_of
 from ctxextend.inspection import Inspection, inspect
-from ctxextend.methods import extension_factor
+from ctxextend.methods import decode_options, extension_factor
 from ctxextend.plan import Plan, arithmetic, default_name, source_ref
 from ctxextend.position_plan import make_position_plan, plan_of
-from ctxextend.positions import PositionChange
-from ctxextend.recipe import Recipe
+from ctxextend.positions import PositionChange, fitting_method, refuse_rope_options
+from ctxextend.recipe import Recipe, resolve_target
 from ctxextend.record import KEY, Record
 
 
@@ -37,7 +37,7 @@ def make_position_import_plan(contents: Contents, inspection: Inspection, recipe
     known = inspect(virtual, family=recipe.family, original_context=recipe.original_context)
     name = f"{contents.name}-safetensors"
     if not says_nothing(recipe):
-        _refuse_growth(inspection, gguf.file)
+        _refuse_growth(inspection, recipe, gguf.file)
         plan = make_position_plan(virtual, known, recipe)
         name = default_name(contents.name, plan.method, plan.target_context)
     else:
@@ -87,8 +87,12 @@ def _resized_before(plan: Plan, record: GgufRecord) -> Plan:
     )
 
 
-def _refuse_growth(inspection: Inspection, file: str) -> None:
-    if inspection.position != "alibi":
+def _refuse_growth(inspection: Inspection, recipe: Recipe, file: str) -> None:
+    if inspection.position == "alibi":
+        return
+    refuse_rope_options(recipe)
+    decode_options(fitting_method(inspection, recipe), recipe.options)
+    if resolve_target(recipe, inspection.trained_context) > inspection.trained_context:
         raise RefusedError(
             "the table of positions grows in weights that exist, and those of a GGUF file are no safetensors yet",
             code="stored-positions",

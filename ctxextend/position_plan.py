@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from ctxextend.bake import to_do
 from ctxextend.changes import (
     DropTensor,
     FillSinusoids,
@@ -20,13 +21,14 @@ from ctxextend.changes import (
 )
 from ctxextend.comparison import compare
 from ctxextend.contents import Contents, TensorInfo
+from ctxextend.copies import without_other_weights
 from ctxextend.encoding import PlanWarning, Verdict
 from ctxextend.families import Family, find_family
 from ctxextend.formats.hf_positions import read_positions
 from ctxextend.formats.json_edit import apply_edits
 from ctxextend.inspection import Inspection
 from ctxextend.methods import extension_factor
-from ctxextend.plan import Plan, arithmetic, default_name, source_ref, to_do, without_other_weights
+from ctxextend.plan import Plan, arithmetic, default_name, source_ref
 from ctxextend.positions import PositionChange, solve_positions
 from ctxextend.recipe import Recipe
 from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
@@ -47,7 +49,11 @@ def plan_of(contents: Contents, inspection: Inspection, recipe: Recipe, change: 
     trained, target = inspection.trained_context, change.target
     kept = [tensor for tensor in change.tensors if not isinstance(tensor, DropTensor)]
     digest = digest_of(inspection, change.edits, method=change.method, trained=trained, target=target, tensors=kept)
-    resized = any(isinstance(tensor, ResizeTable) for tensor in change.tensors)
+    # Rows that were kept can be had back by cutting off the others.
+    resized = any(
+        isinstance(tensor, ResizeTable) or (isinstance(tensor, FillSinusoids) and not tensor.rows_kept)
+        for tensor in change.tensors
+    )
     final = taken_back(contents, inspection)
     if change.edits:
         final = with_record(
@@ -59,7 +65,7 @@ def plan_of(contents: Contents, inspection: Inspection, recipe: Recipe, change: 
             target=target,
             baked="positions" if resized else UNSET,
         )
-    tensors = to_do(inspection, change.tensors, digest)
+    tensors = to_do(contents, inspection, change.tensors, digest)
     verdicts = judge_positions(
         _after(contents.tensors, tensors),
         apply_edits(contents.config, final.get("config.json", ())),

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ctxextend.changes import DropTensor, FillSinusoids, ResizeTable, TensorChange, as_json, document_of, side_edits
 from ctxextend.contents import Contents
@@ -16,7 +16,7 @@ from ctxextend.encoding import PlanWarning
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.families import Position
 from ctxextend.families.positions import Alibi, PositionTable
-from ctxextend.formats.hf_positions import FLOATS, Positions, length_edits, read_positions
+from ctxextend.formats.hf_positions import FLOATS, GONE, Positions, length_edits, read_positions
 from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.inspection import Inspection
 from ctxextend.methods import POSITION_METHODS, decode_options, find_method
@@ -30,7 +30,7 @@ from ctxextend.methods.positions import (
 )
 from ctxextend.plan import require_auto, within_trained
 from ctxextend.recipe import Recipe, resolve_target
-from ctxextend.record import KEY, baked_source, undo
+from ctxextend.record import KEY, Record, baked_source, undo
 
 #: Options of a recipe that speak of a rope, with the value that says nothing.
 _OF_A_ROPE: Final[tuple[tuple[str, str, object], ...]] = (
@@ -60,20 +60,23 @@ class PositionChange(Struct, frozen=True, kw_only=True):
     warnings: tuple[PlanWarning, ...]
 
 
-def solve_positions(contents: Contents, inspection: Inspection, recipe: Recipe) -> PositionChange:
-    """What extends the checkpoint to the recipe's target.
+def solve_positions(
+    contents: Contents, inspection: Inspection, recipe: Recipe, *, gguf: bool = False
+) -> PositionChange:
+    """What extends the checkpoint to the recipe's target. ``gguf``: the result is read by llama.cpp alone.
 
     Raises :class:`RefusedError` for what can't be carried or is of another kind, and :class:`UsageError` for options
     that say nothing here.
     """
     base = base_positions(contents, inspection)
     refuse_rope_options(recipe)
-    method = _method(inspection, recipe)
+    method = fitting_method(inspection, recipe)
     options = decode_options(method, recipe.options)
     trained = inspection.trained_context
     target = resolve_target(recipe, trained)
     if target <= trained:
         return _nothing(contents, inspection, recipe, base, target)
+    lasting: tuple[PlanWarning, ...] = ()
     match options:
         case AbsoluteOptions():
             tensors: tuple[TensorChange, ...] = _resized(contents, inspection, base, target, options)
@@ -82,10 +85,11 @@ def solve_positions(contents: Contents, inspection: Inspection, recipe: Recipe) 
             tensors = _sinusoids(contents, inspection, base, target, options)
             reasons, warnings = _about_sinusoids(base, options, trained, target, stored=bool(tensors))
         case _:
-            _refuse_slopes(cast(AlibiOptions, options))
+            _refuse_slopes(inspection, cast(AlibiOptions, options))
             tensors = ()
             reasons, warnings = _about_alibi(base, trained, target)
-            warnings += _rounding(inspection, base, target)
+            if not gguf and _names_transformers(recipe):
+                lasting = _rounding(inspection, base, target)
     stale = tuple(DropTensor(file=tensor.file, name=tensor.name) for tensor in base.stale)
     return PositionChange(
         method=method.name,
@@ -98,7 +102,7 @@ def solve_positions(contents: Contents, inspection: Inspection, recipe: Recipe) 
         },
         tensors=(*tensors, *stale),
         reasons=reasons,
-        warnings=() if recipe.fine_tune else warnings,
+        warnings=(*(() if recipe.fine_tune else warnings), *lasting),
     )
 
 
@@ -129,7 +133,8 @@ def base_positions(contents: Contents, inspection: Inspection) -> Positions:
         )
     before = read_positions((), inspection.config, inspection.family)
     assert before is not None
-    return msgspec.structs.replace(found, length=inspection.trained_context, stated=before.stated)
+    length, stated, taken = inspection.trained_context, before.stated, before.taken
+    return msgspec.structs.replace(found, length=length, stated=stated, taken=taken)
 
 
 def refuse_rope_options(recipe: Recipe) -> None:
@@ -145,13 +150,18 @@ def refuse_rope_options(recipe: Recipe) -> None:
             )
 
 
-def _method(inspection: Inspection, recipe: Recipe) -> PositionMethod:
-    """The method that is asked for, if it fits the model's positions. ``auto`` takes the one there is."""
+def fitting_method(inspection: Inspection, recipe: Recipe) -> PositionMethod:
+    """The method that is asked for, if it fits the model's positions. ``auto`` takes the one there is.
+
+    Raises :class:`RefusedError`, and :class:`UsageError` for parameters without a method.
+    """
     fitting = method_for(inspection.position)
     assert fitting is not None
     if recipe.method == "auto":
         if recipe.options:
-            raise UsageError("auto takes no parameters", code="bad-parameter", hint="name a method with --method")
+            raise UsageError(
+                "auto takes no parameters", code="bad-parameter", hint=f"name the method: --method {fitting.name}"
+            )
         return fitting
     if recipe.method not in POSITION_METHODS:
         # A name that isn't known is refused as such.
@@ -167,17 +177,26 @@ def _nothing(
     """Within the trained length: what an earlier conversion did is taken back, and a length that can't be is mended."""
     trained = inspection.trained_context
     require_auto(recipe, trained, target)
-    wrong = base.stated is not None and (base.stated < target or (base.stated != trained and bool(base.tables)))
+    record = inspection.record
+    if inspection.position == "learned" and contents.storage == "safetensors":
+        _require_tables(contents, inspection, base)
+    if record is not None and record.baked is not UNSET:
+        raise _not_to_be_had_back(record)
+    read = base.rows is not None and not (base.sinusoids is not None and not base.sinusoids.read)
+    held = base.rows - base.reserved if read and base.rows is not None else base.taken
+    # What an earlier conversion made of the table says nothing of what config.json should.
+    wrong = base.taken < target or (read and base.taken != (held if record is None else trained))
+    length = trained if wrong or record is not None else base.taken
     tensors: tuple[TensorChange, ...] = ()
-    if inspection.record is not None and base.rows not in (None, trained + base.reserved):
-        tensors = _sinusoids(contents, inspection, base, trained, SinusoidalOptions())
+    if read and held != length:
+        tensors = _sinusoids(contents, inspection, base, length, SinusoidalOptions())
     return PositionChange(
         method="none",
         options={},
         target=target,
         edits={"config.json": length_edits(inspection.config, base, trained)} if wrong else {},
         tensors=tensors,
-        reasons=(within_trained(inspection, target, reverted=inspection.record is not None),),
+        reasons=(within_trained(inspection, target, reverted=record is not None),),
         warnings=(),
     )
 
@@ -203,33 +222,36 @@ def _resized(
 def _sinusoids(
     contents: Contents, inspection: Inspection, base: Positions, target: int, options: SinusoidalOptions
 ) -> tuple[TensorChange, ...]:
-    """The stored tables, computed anew; none where none is stored and the runtime computes its own."""
+    """The stored tables with more rows or fewer. What is stored there is kept, or for positions between it has to be
+    sinusoids; a table that nobody reads is dropped.
+    """
     facts = base.sinusoids
-    if facts is None:
-        # A learned table that was resized is not to be had back.
-        raise _not_to_be_had_back(inspection)
+    assert facts is not None
     interpolated = options.positions == "interpolated"
     if interpolated:
         _require_read(base)
+    if not facts.read:
+        return tuple(DropTensor(file=table.file, name=table.name) for table in base.tables)
     if base.tables:
         _require_tables(contents, inspection, base)
+    rows = target + base.reserved
     return tuple(
         FillSinusoids(
             file=table.file,
             name=table.name,
-            rows=target + base.reserved,
+            rows=rows,
             dim=table.shape[1],
             layout=facts.layout,
             positions_per_row=base.length / target if interpolated else 1.0,
             zero_row=base.zero_row,
+            # Of a table that is longer than what was trained, by what the user says, no row is lost either.
+            rows_kept=0 if interpolated else min(rows, max(base.length, base.taken) + base.reserved),
         )
         for table in base.tables
     )
 
 
-def _not_to_be_had_back(inspection: Inspection) -> RefusedError:
-    record = inspection.record
-    assert record is not None
+def _not_to_be_had_back(record: Record) -> RefusedError:
     return baked_source(f"{KEY}.baked", "config.json", "positions", record.method, record.target_context)
 
 
@@ -269,7 +291,7 @@ def _require_tables(contents: Contents, inspection: Inspection, base: Positions)
             found="weights that aren't safetensors" if unread else "none of that name",
             hint="AutoModel.from_pretrained(...).save_pretrained(...) writes safetensors"
             if unread
-            else "fetch the checkpoint again",
+            else "fetch the checkpoint again; or, where --family names the family of other models, leave that away",
         )
     for table in base.tables:
         if table.dtype not in FLOATS:
@@ -284,11 +306,18 @@ def _require_tables(contents: Contents, inspection: Inspection, base: Positions)
             )
 
 
-def _refuse_slopes(options: AlibiOptions) -> None:
+def _refuse_slopes(inspection: Inspection, options: AlibiOptions) -> None:
     if options.slopes == "interpolated":
+        facts = inspection.family.positions
+        exponent = facts.largest_exponent_path if isinstance(facts, Alibi) else ()
+        of = (
+            f"the number of heads and {'.'.join(exponent)}, whose slopes are others than divided ones"
+            if exponent
+            else ""
+        )
         raise RefusedError(
-            "no format carries other slopes: every runtime computes them from the number of heads alone, and neither "
-            "config.json nor GGUF has a key for them",
+            f"no format carries divided slopes: every runtime computes them from {of or 'the number of heads alone'}, "
+            "and neither config.json nor GGUF has a key for them",
             code="slopes-not-carried",
             key="slopes",
             expected="kept",
@@ -308,7 +337,7 @@ def _about_absolute(
     if options.interpolation == "tiled":
         said = (
             f"the table repeats after {trained} positions: within them the model is exactly what it was, but past them "
-            f"it takes token p for token p - {trained}, so without fine-tuning it loses its way there"
+            f"it takes token p for token p - {trained}, which costs something without fine-tuning"
         )
     else:
         said = (
@@ -324,7 +353,7 @@ def _about_sinusoids(
     facts = base.sinusoids
     assert facts is not None
     read = "is read from the weights" if facts.read and stored else "is computed by whoever runs the model"
-    also = ", and the copy in the weights follows" if stored and not facts.read else ""
+    also = ", and the copy in the weights, which nobody reads, is dropped" if stored and not facts.read else ""
     reason = f"sinusoidal: the table {read}{also}"
     if options.positions == "interpolated":
         said = (
@@ -346,7 +375,7 @@ _FRACTION_BITS: Final[Mapping[str, int]] = MappingProxyType({"BF16": 7, "F16": 1
 def _rounding(inspection: Inspection, base: Positions, target: int) -> tuple[PlanWarning, ...]:
     """What is lost where transformers rounds a bias that is as large as the text is long.
 
-    Half of the last place of the steepest head's penalty for the whole text.
+    Half of the last place of the steepest head's penalty for the last token, before it is divided as the scores are.
     """
     facts = inspection.family.positions
     if not isinstance(facts, Alibi) or facts.rounded is None:
@@ -354,8 +383,8 @@ def _rounding(inspection: Inspection, base: Positions, target: int) -> tuple[Pla
     stored = "BF16" if facts.rounded == "bfloat16" else next(iter(inspection.dtypes), "F32")
     if stored not in _FRACTION_BITS:
         return ()
-    _fraction, exponent = math.frexp(base.slopes[0] * target)
-    lost = 2.0 ** (exponent - 2 - _FRACTION_BITS[stored])
+    _fraction, exponent = math.frexp(base.slopes[0] * base.divisor * (target - 1))
+    lost = 2.0 ** (exponent - 2 - _FRACTION_BITS[stored]) / base.divisor
     if lost < _WORTH_SAYING:
         return ()
     said = (
@@ -366,18 +395,24 @@ def _rounding(inspection: Inspection, base: Positions, target: int) -> tuple[Pla
     return (PlanWarning(code="alibi-rounded", message=said, hint=hint),)
 
 
+def _names_transformers(recipe: Recipe) -> bool:
+    return any(name.partition("@")[0].strip().lower() == "transformers" for name in recipe.runtimes)
+
+
 #: Nats.
 _WORTH_SAYING: Final = 0.5
 
 
 def _about_alibi(base: Positions, trained: int, target: int) -> tuple[tuple[str, ...], tuple[PlanWarning, ...]]:
     gentlest = base.slopes[-1]
+    far = gentlest * target
     reason = (
         f"alibi: the penalty by distance goes on as it is; the gentlest head takes {gentlest * trained:.3g} nats off "
-        f"at {trained} tokens and {gentlest * target:.3g} at {target}"
+        f"at {trained} tokens and {far:.3g} at {target}"
     )
+    fades = ", so the model goes on predicting but uses little of what is so far back" if far > GONE else ""
     said = (
-        f"distances past {trained} were never trained: even in the gentlest head a token {target} back weighs e^-"
-        f"{gentlest * target:.3g} of a near one, so the model goes on predicting but uses little of what is so far back"
+        f"distances past {trained} were never trained; in the gentlest head a token {target} back weighs e^-{far:.3g} "
+        f"of a near one{fades}"
     )
     return (reason,), (PlanWarning(code="far-tokens-fade", message=said, hint="ctxextend eval measures it"),)

@@ -26,6 +26,7 @@ ROOMS = (
     ("inspection", "gguf_inspection"),
     ("recipe", "changes", "faults"),
     ("solving", "baking"),
+    ("copies",),
     ("bake",),
     ("plan",),
     ("positions",),
@@ -35,10 +36,12 @@ ROOMS = (
     ("findings",),
     ("check", "gguf_check", "repair", "gguf_repair"),
     ("checkpoint", "tensors", "vocabulary"),
-    ("apply", "documents"),
+    ("apply", "documents", "card"),
     ("gguf_apply", "export_apply", "import_apply"),
     ("pipeline",),
+    ("hub",),
     ("lab",),
+    ("schemas",),
     ("cli",),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

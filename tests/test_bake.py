@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from ctxextend.apply import Options
 from ctxextend.changes import Carry, DropTensor, PutTensor, ScaleTensor, SetTensor, TensorChange, tensor_changes_of
 from ctxextend.contents import FileInfo
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.inspection import inspect
-from ctxextend.pipeline import open_source, plan_source, run_plan
+from ctxextend.pipeline import inspect_source, open_source, plan_source, run_plan
 from ctxextend.plan import Plan, make_plan
 from ctxextend.recipe import Recipe
 from tests.factories import TINY, TypeAndShape, config, contents, write_checkpoint
@@ -131,21 +131,6 @@ def test_temperature_is_the_square_of_yarns_and_the_config_declares_none() -> No
     # Runtimes that ignore attention_factor (SGLang, MLX-LM) are among those that agree.
     assert plan.misread == ()
     assert len([change for change in tensor_changes_of(plan.actions) if isinstance(change, PutTensor)]) == 2
-
-
-def test_a_second_copy_of_the_weights_is_told_of() -> None:
-    checkpoint = contents(LLAMA, tensors=ATTENTION)
-    copy = FileInfo(path="consolidated.safetensors", size_bytes=8)
-    other = FileInfo(path="pytorch_model.bin", size_bytes=8)
-    checkpoint = msgspec.structs.replace(checkpoint, files=(*checkpoint.files, copy, other))
-    inspection = inspect(checkpoint)
-    plan = make_plan(checkpoint, inspection, Recipe(method="yarn", target=4 * TRAINED, bake="temperature"))
-    assert {"consolidated-unbaked", "other-weights-left-out"} <= set(codes(plan))
-    (carried,) = (action for action in plan.actions if isinstance(action, Carry))
-    assert copy.path in carried.files
-    assert other.path not in carried.files
-    plain = make_plan(checkpoint, inspection, Recipe(method="yarn", target=4 * TRAINED))
-    assert not {"consolidated-unbaked", "other-weights-left-out"} & set(codes(plain))
 
 
 def test_a_method_without_a_temperature_has_nothing_to_fold() -> None:
@@ -269,3 +254,133 @@ def test_a_gguf_file_gets_its_frequency_tensor(tmp_path: Path) -> None:
             open_source("demo/checkpoint"),
             Recipe(method="yarn", target=1024, to="gguf", bake="buffers", carrier="native"),
         )
+
+
+def converted(tmp_path: Path, recipe: Recipe, tensors: Mapping[str, TypeAndShape] | None = None) -> Path:
+    out = tmp_path / "out"
+    convert(on_disk(tmp_path / "source", tensors), out, recipe)
+    return out
+
+
+def test_buffers_that_were_taken_out_since_are_put_back(tmp_path: Path) -> None:
+    recipe = linear(bake="buffers")
+    out = converted(tmp_path, recipe)
+    for file in out.glob("*.safetensors"):
+        kept = {name: values for name, values in load_file(file).items() if not name.endswith("inv_freq")}
+        save_file(kept, file)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {name: file for name, file in index["weight_map"].items() if not name.endswith("inv_freq")}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = tensor_changes_of(plan_source(open_source(out), recipe).actions)
+    assert [type(change) for change in found] == [PutTensor, PutTensor]
+
+
+def test_stale_buffers_go_with_the_same_change_baked_later(tmp_path: Path) -> None:
+    stale = {"model.layers.1.self_attn.rotary_emb.inv_freq": ("F16", (PAIRS,))}
+    out = converted(tmp_path, Recipe(method="ntk", target=2 * TRAINED), stale)
+    later = plan_source(open_source(out), Recipe(method="ntk", target=2 * TRAINED, bake="temperature"))
+    assert [type(change) for change in tensor_changes_of(later.actions)] == [DropTensor]
+
+
+def test_within_the_trained_length_it_is_said_that_nothing_is_baked() -> None:
+    assert "nothing-to-bake" in codes(planned(Recipe(target=TRAINED // 2, bake="all")))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.rotary_emb.original_inv_freq",
+        "model.layers.0.self_attn.rotary_emb_local.inv_freq",
+        "model.full_attention_inv_freq",
+        "rope.freqs",
+        "model.freqs_cis",
+    ],
+)
+def test_buffers_of_other_names_are_dropped(name: str) -> None:
+    found = changes(linear(bake="buffers"), tensors={name: ("F32", (PAIRS,))})
+    assert DropTensor(file="model.safetensors", name=name) in found
+
+
+def test_only_copies_of_the_model_are_left_out() -> None:
+    checkpoint = contents(LLAMA, tensors=ATTENTION)
+    copies = ("pytorch_model.bin", "model.fp16.safetensors", "consolidated.safetensors", "tf_model.h5")
+    others = ("2_Dense/pytorch_model.bin", "colbert_linear.pt", "tokenizer.bin", "training_args.bin", "m.gguf")
+    files = [FileInfo(path=path, size_bytes=8) for path in (*copies, *others, "adapter_model.safetensors")]
+    checkpoint = msgspec.structs.replace(checkpoint, files=(*checkpoint.files, *files))
+    recipe = Recipe(method="yarn", target=4 * TRAINED, bake="temperature")
+    plan = make_plan(checkpoint, inspect(checkpoint), recipe)
+    (carried,) = (action for action in plan.actions if isinstance(action, Carry))
+    assert not set(copies) & set(carried.files)
+    assert set(others) <= set(carried.files)
+    assert {"other-weights-left-out", "weights-beside", "adapter-beside"} <= set(codes(plan))
+    (beside,) = (warning for warning in plan.warnings if warning.code == "weights-beside")
+    assert "m.gguf" in beside.message
+    plain = make_plan(checkpoint, inspect(checkpoint), Recipe(method="yarn", target=4 * TRAINED))
+    assert not {"other-weights-left-out", "weights-beside"} & set(codes(plain))
+
+
+def test_what_a_bake_mends_is_no_warning_of_it() -> None:
+    assert "rotary-buffers" not in codes(planned(linear(bake="buffers"), tensors=STALE))
+
+
+def test_weights_whose_record_is_gone_are_known_by_their_manifest(tmp_path: Path) -> None:
+    out = converted(tmp_path, Recipe(method="yarn", target=4 * TRAINED, bake="temperature"))
+    said = json.loads((out / "config.json").read_text())
+    del said["ctxextend"]
+    (out / "config.json").write_text(json.dumps(said))
+    with pytest.raises(RefusedError) as caught:
+        plan_source(open_source(out), Recipe(method="yarn", target=8 * TRAINED, base="unscaled", bake="temperature"))
+    assert caught.value.code == "baked-source"
+    assert caught.value.file == "ctxextend.json"
+
+
+def test_inspect_says_what_is_in_the_weights(tmp_path: Path) -> None:
+    out = converted(tmp_path, Recipe(method="yarn", target=4 * TRAINED, bake="all"))
+    notes = [note.code for note in inspect_source(open_source(out), Recipe()).notes]
+    assert "baked-weights" in notes
+    assert "rotary-buffers" not in notes
+    with pytest.raises(RefusedError) as caught:
+        inspect_source(open_source(out), Recipe(base="trained"))
+    assert "remove" not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        PutTensor(file="model-00001-of-00002.safetensors", name="model.norm.weight", values=(1.0,)),
+        PutTensor(
+            file="model-00001-of-00002.safetensors",
+            name="model.layers.1.self_attn.q_proj.weight",
+            values=(1.0,),
+        ),
+        PutTensor(file="model-00001-of-00002.safetensors", name="model.rotary_emb.inv_freq", values=()),
+        DropTensor(file="model-00001-of-00002.safetensors", name="model.layers.0.self_attn.q_proj.weight"),
+        ScaleTensor(file="model-00001-of-00002.safetensors", name="model.layers.0.self_attn.q_proj.weight", factor=2.0),
+    ],
+)
+def test_a_saved_plan_does_no_more_than_plans_do(tmp_path: Path, change: TensorChange) -> None:
+    opened = open_source(on_disk(tmp_path / "source"))
+    plan = plan_source(opened, linear(bake="buffers"))
+    changed = msgspec.structs.replace(plan, actions=(*plan.actions, change))
+    with pytest.raises(RefusedError) as caught:
+        run_plan(changed, opened, tmp_path / "out")
+    assert caught.value.code in ("unsafe-plan", "stale-plan")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_change_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    opened = open_source(on_disk(tmp_path / "source"))
+    plan = plan_source(opened, Recipe(method="yarn", target=4 * TRAINED, bake="temperature"))
+    twice = tensor_changes_of(plan.actions)[:1]
+    with pytest.raises(RefusedError) as caught:
+        run_plan(msgspec.structs.replace(plan, actions=(*plan.actions, *twice)), opened, tmp_path / "out")
+    assert caught.value.code == "unsafe-plan"
+
+
+def test_a_document_that_is_gone_since_is_nothing_to_take_back(tmp_path: Path) -> None:
+    source = on_disk(tmp_path / "source")
+    (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": TRAINED}))
+    convert(source, tmp_path / "out", linear())
+    (tmp_path / "out" / "tokenizer_config.json").unlink()
+    convert(tmp_path / "out", tmp_path / "further", Recipe(method="linear", target=4 * TRAINED))
+    assert not (tmp_path / "further" / "tokenizer_config.json").exists()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
+from ctxextend.documents import error_document
 from ctxextend.errors import CtxextendError
 
 if TYPE_CHECKING:
@@ -167,11 +168,10 @@ def show_error(error: CtxextendError, *, as_json: bool) -> None:
     """
     from ctxextend.lab.engines.ranks import rank
 
-    details = error.details()
     if as_json and rank() == 0:
-        document = {"schema": "ctxextend.error/1", **details}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.write(json.dumps(msgspec.to_builtins(error_document(error)), indent=2) + "\n")
         return
+    details = error.details()
     where = ", ".join(str(details[part]) for part in ("file", "key") if part in details)
     who = f"rank {rank()}: " if rank() else ""
     lines = [f"{who}error: {error.message}"]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
 from ctxextend.baking import why_not
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
+from ctxextend.documents import (
+    FamiliesDocument,
+    FamilyGguf,
+    FamilyRow,
+    MethodRow,
+    MethodsDocument,
+    RuntimeRow,
+    RuntimesDocument,
+)
 from ctxextend.exports.rows import ROWS
 from ctxextend.families import FAMILIES, REFUSED, WRAPPERS, Family
 from ctxextend.families.variants import VARIANTS
@@ -28,10 +36,10 @@ def methods(as_json: o.JsonOpt = False) -> None:
     """
     rows = method_rows()
     if as_json:
-        Console(as_json=True).document({"schema": "ctxextend.methods/1", "methods": rows})
+        Console(as_json=True).document(MethodsDocument(methods=tuple(rows)))
         return
     _draw(
-        [(r["name"], r["summary"], ", ".join(r["parameters"])) for r in rows],
+        [(row.name, row.summary, ", ".join(row.parameters)) for row in rows],
         ("method", "what", "parameters"),
     )
 
@@ -43,24 +51,19 @@ def families(as_json: o.JsonOpt = False) -> None:
     """
     rows = [family_row(family) for family in FAMILIES.values()]
     if as_json:
-        document = {
-            "schema": "ctxextend.families/1",
-            "families": rows,
-            "wrappers": dict(WRAPPERS),
-            "refused": dict(REFUSED),
-        }
-        Console(as_json=True).document(document)
+        found = FamiliesDocument(families=tuple(rows), wrappers=dict(WRAPPERS), refused=dict(REFUSED))
+        Console(as_json=True).document(found)
         return
     shown = [
         (
-            r["family"],
-            ", ".join(r["model_types"]),
-            r["position"],
-            ", ".join(r["trained_in"]),
-            gguf_cell(r),
-            r["refusal"] or "",
+            row.family,
+            ", ".join(row.model_types),
+            row.position,
+            ", ".join(row.trained_in),
+            gguf_cell(row),
+            row.refusal or "",
         )
-        for r in rows
+        for row in rows
     ]
     _draw(shown, ("family", "model types", "positions", "trained in", "GGUF", "refused because"))
     _draw(wrapper_rows(), ("\nlanguage model inside", "\nmodel types around it, or around any other in text_config"))
@@ -77,58 +80,55 @@ def runtimes(as_json: o.JsonOpt = False) -> None:
     """
     readers: tuple[Reader | GgufReader, ...] = (*READERS, *GGUF_READERS)
     rows = [
-        {
-            "runtime": reader.runtime,
-            "versions": reader.versions,
-            "current": reader.current,
-            "default": reader.current and reader.runtime in DEFAULT_RUNTIMES,
-            "evidence": reader.evidence,
-        }
+        RuntimeRow(
+            runtime=reader.runtime,
+            versions=reader.versions,
+            current=reader.current,
+            default=reader.current and reader.runtime in DEFAULT_RUNTIMES,
+            evidence=reader.evidence,
+        )
         for reader in readers
     ]
     if as_json:
-        Console(as_json=True).document({"schema": "ctxextend.runtimes/1", "runtimes": rows})
+        Console(as_json=True).document(RuntimesDocument(runtimes=tuple(rows)))
         return
     _draw(
-        [(str(r["runtime"]), str(r["versions"]), "yes" if r["default"] else "", str(r["evidence"])) for r in rows],
+        [(row.runtime, row.versions, "yes" if row.default else "", row.evidence) for row in rows],
         ("runtime", "versions", "by default", "known because it was"),
     )
 
 
-def method_rows() -> list[dict[str, Any]]:
+def method_rows() -> list[MethodRow]:
     """One row a method, built in or installed."""
     rows = []
     built_in: list[Method | PositionMethod] = [*METHODS.values(), *POSITION_METHODS.values()]
     for method in (*built_in, *(find_method(name) for name in third_party_methods())):
-        name = method.name
         fields = msgspec.structs.fields(method.options)
         parameters = {f.name: msgspec.to_builtins(f.default) for f in fields}
-        rows.append({"name": name, "summary": method.summary, "source": method.source, "parameters": parameters})
+        rows.append(MethodRow(name=method.name, summary=method.summary, source=method.source, parameters=parameters))
     return rows
 
 
-def family_row(family: Family) -> dict[str, Any]:
+def family_row(family: Family) -> FamilyRow:
     """What the tables say of a family."""
-    return {
-        "family": family.name,
-        "model_types": list(family.model_types),
-        "position": family.position,
-        "trained_in": [kind for kind, origin in family.origins.items() if origin == "trained"],
-        "added_by_hand": [kind for kind, origin in family.origins.items() if origin == "bolted-on"],
-        "refusal": family.refusal,
-        "gguf": {"architecture": OF_FAMILY[family.name], "exported": family.name in ROWS}
-        if family.name in OF_FAMILY
-        else None,
-        "not_baked": why_not(family) if family.position == "rope" else None,
-    }
+    architecture = OF_FAMILY.get(family.name)
+    return FamilyRow(
+        family=family.name,
+        model_types=tuple(family.model_types),
+        position=family.position,
+        trained_in=tuple(kind for kind, origin in family.origins.items() if origin == "trained"),
+        added_by_hand=tuple(kind for kind, origin in family.origins.items() if origin == "bolted-on"),
+        refusal=family.refusal,
+        gguf=None if architecture is None else FamilyGguf(architecture=architecture, exported=family.name in ROWS),
+        not_baked=why_not(family) if family.position == "rope" else None,
+    )
 
 
-def gguf_cell(row: Mapping[str, Any]) -> str:
+def gguf_cell(row: FamilyRow) -> str:
     """The architecture of a family's GGUF files, and whether another program makes them."""
-    gguf = row["gguf"]
-    if gguf is None:
+    if row.gguf is None:
         return ""
-    return str(gguf["architecture"]) if gguf["exported"] else f"{gguf['architecture']}, by --converter"
+    return row.gguf.architecture if row.gguf.exported else f"{row.gguf.architecture}, by --converter"
 
 
 def unbaked_rows() -> list[tuple[str, str]]:

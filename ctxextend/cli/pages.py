@@ -245,7 +245,7 @@ def _cache(inspection: Inspection, target: int | None, memory_bytes: int | None)
         )
     parts: list[RenderableType] = [listing]
     if memory_bytes is not None:
-        longest = fits(inspection, memory_bytes)["context"]
+        longest = fits(inspection, memory_bytes).context
         parts.append(f"in {show_bytes(memory_bytes)}: {longest} tokens fit beside the weights (16 bit cache)")
     return Stack(*parts)
 

@@ -46,7 +46,8 @@ def _said(change: TensorChange) -> tuple[str, str]:
         case ResizeTable():
             return "resized", f" from {change.rows_before} to {change.rows} rows ({change.interpolation})"
         case FillSinusoids():
-            return "computed", f", {change.rows} rows"
+            kept = f", the first {change.rows_kept} as they are" if change.rows_kept else ""
+            return "computed", f", {change.rows} rows{kept}"
         case _:
             assert_never(change)
 

@@ -26,6 +26,10 @@ _SYNONYMS: Final = ("max_position_embeddings", "max_source_positions", *LENGTH_S
 FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 
 
+#: The exponent of the gentlest slope, 2 ** -8 (Press et al., section 3).
+USUAL_EXPONENT: Final = 8.0
+
+
 class Positions(Struct, frozen=True, kw_only=True):
     """The positions of a model without a rope. Lengths count tokens.
 
@@ -33,7 +37,8 @@ class Positions(Struct, frozen=True, kw_only=True):
     doesn't), ``taken`` the one that the class takes then, ``length`` the one that the weights have. ``tables`` and
     ``stale`` are tensors of the checkpoint; of ``rows`` the first ``reserved`` stand for no position. ``sinusoids``:
     the table is computed, with a row of zeros at ``zero_row``.
-    ``slopes``: the penalty per token of distance that each head has, in nats, the gentlest last.
+    ``slopes``: the penalty per token of distance that each head has, in nats, the gentlest last; ``divisor`` is what
+    they were divided by, as the scores are, and ``largest_exponent`` the gentlest's before that.
     """
 
     position: Position
@@ -49,6 +54,8 @@ class Positions(Struct, frozen=True, kw_only=True):
     sinusoids: Sinusoids | None = None
     zero_row: int | None = None
     slopes: tuple[float, ...] = ()
+    divisor: float = 1.0
+    largest_exponent: float = USUAL_EXPONENT
     notes: tuple[Note, ...] = ()
 
     @property
@@ -165,19 +172,26 @@ def _about_table(positions: Positions, trained: int) -> tuple[Note, ...]:
         Note(
             code="position-cost",
             message=f"--method absolute resizes it, at {row} bytes a position: between the old rows (linear, cubic) "
-            "every position moves, repeated (tiled) the first ones stay as they are; each needs fine-tuning to be good "
-            f"past {trained} tokens",
+            "every position moves, repeated (tiled) the first ones stay as they are; ctxextend eval measures what each "
+            "costs without fine-tuning",
         ),
     ]
     if positions.stale:
         notes.append(
             Note(
                 code="stale-buffers",
-                message=f"{len(positions.stale)} buffers of the length's size lie in the weights "
-                f"({positions.stale[0].name}, ...); transformers computes its own, and a conversion drops them",
+                message=_stale_buffers([tensor.name for tensor in positions.stale]),
             )
         )
     return tuple(notes)
+
+
+def _stale_buffers(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        said = f"a buffer of the length's size lies in the weights ({names[0]})"
+    else:
+        said = f"{len(names)} buffers of the length's size lie in the weights ({names[0]}, ...)"
+    return f"{said}; transformers computes its own, and a conversion drops what is stored"
 
 
 def _about_sinusoids(positions: Positions, trained: int) -> tuple[Note, ...]:
@@ -198,23 +212,24 @@ def _about_sinusoids(positions: Positions, trained: int) -> tuple[Note, ...]:
             code="position-cost",
             message=f"--method sinusoidal goes on past {trained} at the same steps (raised): nothing changes up to it"
             + (", or divides positions by the factor (interpolated): everything moves" if inside else "")
-            + "; fine-tuning is needed for what lies past it",
+            + "; what lies past it was never trained",
         ),
     )
 
 
 #: A weight of e^-8, about 0.03 per cent, is taken for none.
-_GONE: Final = 8.0
+GONE: Final = 8.0
 
 
 def _about_alibi(slopes: tuple[float, ...], trained: int) -> tuple[Note, ...]:
-    near = sum(slope * trained > _GONE for slope in slopes)
+    near = sum(slope * trained > GONE for slope in slopes)
+    see = "sees" if near == 1 else "see"
     return (
         Note(
             code="alibi-slopes",
             message=f"{len(slopes)} heads take {slopes[0]:.4g} to {slopes[-1]:.4g} nats off a score for each token of "
-            f"distance; {near} of them see less than {trained} tokens (a token weighs e^-{_GONE:g} of a near one "
-            f"{_GONE / slopes[0]:.0f} to {_GONE / slopes[-1]:.0f} tokens back)",
+            f"distance; {near} of them {see} less than {trained} tokens (a token weighs e^-{GONE:g} of a near one "
+            f"{GONE / slopes[0]:.0f} to {GONE / slopes[-1]:.0f} tokens back)",
         ),
         Note(
             code="position-cost",
@@ -225,7 +240,7 @@ def _about_alibi(slopes: tuple[float, ...], trained: int) -> tuple[Note, ...]:
     )
 
 
-def alibi_slopes(heads: int, *, layout: str = "press", largest_exponent: float = 8.0) -> tuple[float, ...]:
+def alibi_slopes(heads: int, *, layout: str = "press", largest_exponent: float = USUAL_EXPONENT) -> tuple[float, ...]:
     """The slope of each head: ``2 ** (-8 i / n)`` for i = 1 to n (Press et al., section 3).
 
     A number of heads that is no power of two is filled up as the family's code does.
@@ -325,7 +340,7 @@ def _length(
 ) -> tuple[int, tuple[Note, ...]]:
     """The length of the tables, and what config.json says instead."""
     if not tables:
-        return stated, ()
+        return stated, () if said else (_assumed(path, facts.length_key, stated),)
     first = tables[0]
     for table in tables:
         if len(table.shape) != 2 or table.shape[0] != first.shape[0]:
@@ -355,6 +370,14 @@ def _length(
     )
 
 
+def _assumed(path: tuple[str, ...], key: str, length: int) -> Note:
+    return Note(
+        code="length-assumed",
+        message=f"config.json has no {'.'.join((*path, key))}, so {length} tokens are taken for the trained length, as "
+        "runtimes take them; --original-context overrides this",
+    )
+
+
 def _held(tensors: Iterable[TensorInfo], names: tuple[str, ...]) -> tuple[TensorInfo, ...]:
     """The tensors of these names, however many wrappers put their own in front: every copy of them."""
     endings = tuple(f".{name}" for name in names)
@@ -376,11 +399,13 @@ def _alibi(facts: Alibi, path: tuple[str, ...], text: Mapping[str, Any]) -> Posi
     stated = whole_number(text, facts.length_key)
     heads = next((n for key in facts.heads_keys if (n := whole_number(text, key))), facts.heads)
     largest = _at(text, facts.largest_exponent_path) if facts.largest_exponent_path else None
-    exponent = float(largest) if isinstance(largest, int | float) and not isinstance(largest, bool) else 8.0
+    exponent = float(largest) if isinstance(largest, int | float) and not isinstance(largest, bool) else USUAL_EXPONENT
     slopes = alibi_slopes(heads, layout=facts.layout, largest_exponent=exponent)
-    if facts.scaled:
-        size = (whole_number(text, "hidden_size") or 64 * heads) // heads
-        slopes = tuple(slope / math.sqrt(size) for slope in slopes)
+    size = (whole_number(text, "hidden_size") or 64 * heads) // heads
+    divisor = math.sqrt(size) if facts.scaled else 1.0
+    notes: tuple[Note, ...] = () if stated else (_assumed(path, facts.length_key, facts.default_length),)
+    if exponent != USUAL_EXPONENT:
+        notes += (_other_exponent(".".join((*path, *facts.largest_exponent_path)), exponent),)
     return Positions(
         position="alibi",
         path=path,
@@ -388,7 +413,18 @@ def _alibi(facts: Alibi, path: tuple[str, ...], text: Mapping[str, Any]) -> Posi
         stated=stated,
         taken=stated or facts.default_length,
         length=stated or facts.default_length,
-        slopes=tuple(sorted(slopes, reverse=True)),
+        slopes=tuple(sorted((slope / divisor for slope in slopes), reverse=True)),
+        divisor=divisor,
+        largest_exponent=exponent,
+        notes=notes,
+    )
+
+
+def _other_exponent(key: str, exponent: float) -> Note:
+    return Note(
+        code="alibi-exponent",
+        message=f"{key} is {exponent:g}, by which the slopes are told here; transformers doesn't read it, and takes "
+        f"those of {USUAL_EXPONENT:g}",
     )
 
 

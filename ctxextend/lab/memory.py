@@ -41,13 +41,20 @@ EAGER: Final = frozenset(
         "deepseek_v4",
         "flint",
         "gemma2",
+        "gpt_neo",
         "gpt_neox_japanese",
         "gpt_oss",
         "gptj",
         "hy_v4",
+        "megatron-bert",
         "mimo_v2_flash",
         "mpt",
+        "mvp",
+        "openai-gpt",
+        "rembert",
         "vaultgemma",
+        "xglm",
+        "xlm",
     }
 )
 

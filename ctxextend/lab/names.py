@@ -22,6 +22,9 @@ EngineName = Literal["auto", "transformers", "llama.cpp", "vllm"]
 #: What ``--against`` says for the checkpoint as it was before ctxextend changed its config.
 ORIGINAL: Final = "original"
 
+#: The code of every refusal of a model that doesn't go on from a text.
+NOT_CAUSAL: Final = "no-next-token"
+
 #: The name of the model as it is, among the methods that are compared.
 UNTOUCHED: Final = "none"
 

@@ -6,15 +6,21 @@ short goes on where it stopped, and numbers of two runs can be put together.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ctxextend.lab.engines.base import EngineFacts
 from ctxextend.lab.names import RetrievalTask, Task
 
 EVAL_SCHEMA: Final = "ctxextend.eval/1"
 COMPARE_SCHEMA: Final = "ctxextend.compare/1"
+
+#: A figure of a model that may be broken: null in JSON where it is no number, or none that a float can hold.
+Figure = Annotated[float, Meta(extra_json_schema={"or": {"type": "null"}})]
+
+#: A sum of losses of such a model. The lines of a run keep what it is, as a word.
+Sum = Annotated[float, Meta(extra_json_schema={"or": {"enum": ["nan", "inf", "-inf"]}})]
 
 
 class _Cell(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="task"):
@@ -71,7 +77,7 @@ class Bin(Struct, frozen=True, kw_only=True):
     start: int
     end: int
     count: int
-    nats: float
+    nats: Sum
 
 
 class PositionResult(Struct, frozen=True, kw_only=True, tag_field="task", tag="perplexity"):
@@ -85,7 +91,7 @@ class PositionResult(Struct, frozen=True, kw_only=True, tag_field="task", tag="p
 class SlidingResult(Struct, frozen=True, kw_only=True, tag_field="task", tag="sliding"):
     cell: SlidingCell
     count: int
-    nats: float
+    nats: Sum
 
 
 class RetrievalResult(Struct, frozen=True, kw_only=True, tag_field="task", tag="retrieval"):
@@ -103,9 +109,9 @@ class ShortResult(Struct, frozen=True, kw_only=True, tag_field="task", tag="shor
 
     cell: ShortCell
     count: int
-    nats: float
-    nats_against: float
-    kl: float
+    nats: Sum
+    nats_against: Sum
+    kl: Sum
     same_top: int
 
 
@@ -118,7 +124,7 @@ class Point(Struct, frozen=True, kw_only=True):
     start: int
     end: int
     count: int
-    perplexity: float
+    perplexity: Figure
 
 
 class Curve(Struct, frozen=True, kw_only=True):
@@ -130,7 +136,7 @@ class Curve(Struct, frozen=True, kw_only=True):
 
     length: int
     windows: int
-    whole: float
+    whole: Figure
     points: tuple[Point, ...]
     ratio: float | None
 
@@ -141,7 +147,7 @@ class Sliding(Struct, frozen=True, kw_only=True):
     length: int
     stride: int
     windows: int
-    perplexity: float
+    perplexity: Figure
 
 
 class Rate(Struct, frozen=True, kw_only=True):
@@ -165,10 +171,10 @@ class Short(Struct, frozen=True, kw_only=True):
 
     length: int
     count: int
-    perplexity: float
-    perplexity_against: float
-    regression: float
-    kl: float
+    perplexity: Figure
+    perplexity_against: Figure
+    regression: Figure
+    kl: Figure
     same_top: float
 
 

@@ -20,7 +20,7 @@ from ctxextend.lab.engines.base import Engine
 from ctxextend.lab.names import SMOKE_PASSKEY, SMOKE_PERPLEXITY_RATIO
 from ctxextend.lab.positions import perplexity_of
 from ctxextend.lab.prompts import NO_ROOM
-from ctxextend.lab.results import RetrievalCell, Settings
+from ctxextend.lab.results import Figure, RetrievalCell, Settings
 from ctxextend.lab.texts import Document
 from ctxextend.lengths import show_bytes, show_tokens
 from ctxextend.rope import RopeTable
@@ -83,7 +83,7 @@ class Passage(Struct, frozen=True, kw_only=True):
 
     where: str
     offset: int
-    perplexity: float
+    perplexity: Figure
     ratio: float | None
 
 
@@ -119,7 +119,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """What a smoke test looks at. ``tables``: what the rope should be at ``length``; None without a rope.
 
     ``dynamic``: the rope follows the length, so that what was read in pieces isn't what is read at once. ``whole``: the
-    tokens that one plain forward may read.
+    tokens that one plain forward may read. ``most``: the longest text that there are positions for, if any is, and
+    ``more`` what makes more of them.
     """
 
     inspection: Inspection
@@ -130,6 +131,8 @@ class Job(Struct, frozen=True, kw_only=True):
     passkey: bool
     needed_bytes: int | None
     whole: int = WHOLE
+    most: int | None = None
+    more: str = ""
 
 
 def smoke(engine: Engine, job: Job, *, documents: Sequence[Document], say: Say) -> SmokeReport:
@@ -215,6 +218,9 @@ class _Run:
 
     def checks(self) -> Iterator[SmokeCheck]:
         yield self.positions()
+        if self.job.most is not None and self.job.length > self.job.most:
+            # Past a table transformers raises, and llama.cpp ends the process.
+            return
         yield self.rope()
         for check in (self.sense, self.decoding, self.cached, self.passkey):
             try:
@@ -229,7 +235,14 @@ class _Run:
 
     def positions(self) -> SmokeCheck:
         """Whether the length is one that the checkpoint itself states, so that runtimes will serve it."""
-        stated = self.job.inspection.current_context
+        stated, most = self.job.inspection.current_context, self.job.most
+        if most is not None and self.job.length > most:
+            return SmokeCheck(
+                name="positions",
+                ok=False,
+                detail=f"the model has positions for {most} tokens and fails past them, so that nothing was run: "
+                f"{self.job.length} were asked for; {self.job.more}",
+            )
         ok = self.job.length <= stated
         said = f"the checkpoint states {stated} tokens"
         return SmokeCheck(

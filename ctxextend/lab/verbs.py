@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ctxextend import checkpoint
 from ctxextend.errors import RefusedError, UsageError
@@ -23,6 +23,7 @@ from ctxextend.lab.ledger import Ledger
 from ctxextend.lab.names import ORIGINAL
 from ctxextend.lab.report_folder import require_report_folder
 from ctxextend.lab.results import Cell, Comparison, Evaluation, Settings
+from ctxextend.lab.runnable import more_positions, most_tokens, require_next_token, require_positions
 from ctxextend.lab.smoke import WHOLE, Job, Limits, Say, SmokeReport, smoke
 from ctxextend.lab.texts import read_documents
 from ctxextend.pipeline import Opened, inspect_source, rope_meant
@@ -49,17 +50,22 @@ def smoke_source(
 ) -> SmokeReport:
     """Run a checkpoint at ``length`` tokens (its own context without) and see whether it works there.
 
-    Raises :class:`RefusedError` where the memory can't hold that, with the longest length that fits.
+    Raises :class:`RefusedError` where the memory can't hold that, with the longest length that fits, and for a model
+    that predicts no next token.
     """
     inspection = inspect_source(opened, Recipe(family=family))
+    require_next_token(opened, inspection)
     choice = choice or Choice()
     length = length or inspection.current_context
+    most = most_tokens(opened, inspection, choice)
+    # Nothing is read past the last position, so that there has to be no room for it.
+    room = length if most is None else min(length, most)
     documents = read_documents(texts)
     meant = rope_meant(opened, inspection, length=length)
-    need = need_of(opened, inspection, choice, length=length)
-    whole = min(WHOLE, whole_of(opened, inspection, choice, length=length))
+    need = need_of(opened, inspection, choice, length=room)
+    whole = min(WHOLE, whole_of(opened, inspection, choice, length=room))
     say("loading the model")
-    with closing(open_engine(opened, choice, length=length)) as engine:
+    with closing(open_engine(opened, choice, length=room)) as engine:
         if choice.endpoint is not None and engine.facts.context is not None:
             # A server always makes a token, and wants room for it.
             length = min(length, engine.facts.context - 1)
@@ -72,6 +78,8 @@ def smoke_source(
             passkey=passkey,
             needed_bytes=None if need is None else need.total,
             whole=whole,
+            most=most,
+            more=more_positions(opened, inspection, length),
         )
         return smoke(engine, job, documents=documents, say=say)
 
@@ -121,8 +129,12 @@ def eval_source(
     """
     how = how or Run()
     inspection = inspect_source(opened, Recipe(family=family))
+    require_next_token(opened, inspection)
     choice = choice or Choice()
     settings = _settled(settings, inspection, held=against is not None or original)
+    require_positions(opened, inspection, choice, length=max(settings.lengths), option="--lengths")
+    if against is not None:
+        _require_other(against, choice, settings)
     _require_folder(how, opened, against)
     if original:
         _require_record(opened, inspection, choice)
@@ -204,6 +216,7 @@ def compare_source(
     from ctxextend.lab.engines.transformers import TransformersEngine
 
     inspection = inspect_source(opened, recipe)
+    require_next_token(opened, inspection)
     comparing.require_comparable(opened, inspection)
     choice = choice or Choice()
     if choice.engine not in ("auto", "transformers") or choice.endpoint is not None:
@@ -396,7 +409,7 @@ def _together(parts: Sequence[Laid]) -> Laid:
 
 
 def _require_record(opened: Opened, inspection: Inspection, choice: Choice) -> None:
-    """Raises :class:`UsageError` where a checkpoint can't be put back to what it was."""
+    """Raises :class:`UsageError` where a checkpoint can't be put back to what it was, for what its weights hold too."""
     inside = choice.endpoint is None and engine_of(opened, choice.engine) == "transformers"
     if inspection.record is None or not inside:
         raise UsageError(
@@ -407,6 +420,21 @@ def _require_record(opened: Opened, inspection: Inspection, choice: Choice) -> N
             found=opened.source.given,
             hint="--against BASE names the checkpoint that it was made of",
         )
+    if inspection.record.baked is not UNSET:
+        raise UsageError(
+            "the conversion went into this checkpoint's weights, and its config alone doesn't put them back",
+            code="baked-source",
+            key="--against",
+            found=opened.source.given,
+            hint="--against BASE names the checkpoint that it was made of",
+        )
+
+
+def _require_other(against: Opened, choice: Choice, settings: Settings) -> None:
+    """Raises :class:`RefusedError` for a model that can't be run at the short lengths, before any is loaded."""
+    inspection = inspect_source(against, Recipe())
+    require_next_token(against, inspection)
+    require_positions(against, inspection, choice, length=max(settings.short_lengths), option="--short-lengths")
 
 
 def _other(

@@ -37,7 +37,8 @@ class Reading(Struct, frozen=True, kw_only=True):
     why nothing is claimed of what it does (code of this family that was not read, code of the
     checkpoint's own). ``liftable``: ``max_context`` is a default that a flag of its server raises, or
     stated only: it is never enforced, and no frequency comes from it.
-    ``caution``: what a user must know although the table is right; ``flags``: what its server is given for it.
+    ``caution``: what a user must know although the table is right; ``flags``: what its server is given for it;
+    ``loader``: the class of transformers that loads it.
     """
 
     tables: Mapping[str, RopeTable] = {}
@@ -49,6 +50,7 @@ class Reading(Struct, frozen=True, kw_only=True):
     liftable: bool = False
     caution: str | None = None
     flags: tuple[str, ...] = ()
+    loader: str = "AutoModelForCausalLM"
 
 
 class Runtime(Protocol):
@@ -93,9 +95,9 @@ def serve_command(*words: str, environment: str = "") -> str:
     return f"{environment} {line}" if environment else line
 
 
-def load_snippet(source: str) -> str:
+def load_snippet(source: str, reading: Reading) -> str:
     """What loads a checkpoint in transformers: nothing is told of the length, which has no limit there."""
-    return f"AutoModelForCausalLM.from_pretrained({source!r}, dtype='auto')"
+    return f"{reading.loader}.from_pretrained({source!r}, dtype='auto')"
 
 
 def answered(effective: Callable[P, Reading]) -> Callable[P, Reading]:

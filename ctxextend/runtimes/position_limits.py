@@ -1,6 +1,7 @@
 """What each runtime makes of a checkpoint without a rope: whether it has such models, and what limits their length.
 
-Read in these sources: transformers 5.23, each family's modeling file (run, ``tests/reference/test_positions.py``);
+Read in these sources: transformers 5.23, each family's modeling file (run, ``tests/reference/test_positions.py``,
+where 4.57.6 and 4.56.2 run one of each kind);
 vLLM, ``transformers_utils/model_arch_config_convertor.py`` (``derive_max_model_len_and_key``), ``config/model.py``
 (``_get_and_verify_max_len``) and ``model_executor/models/registry.py``; SGLang,
 ``srt/utils/hf_transformers_utils.py`` (``get_context_length``) and the files of ``srt/models``; MLX-LM 0.32,
@@ -13,11 +14,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct
 
 from ctxextend.families import Family
 from ctxextend.families.positions import Alibi
-from ctxextend.formats.hf_positions import Positions, text_of
+from ctxextend.formats.hf_positions import USUAL_EXPONENT, Positions, text_of
+from ctxextend.runtimes.auto_classes import class_of
 from ctxextend.runtimes.base import Reading, Runtime
 
 #: What a server assumes that finds no length: vLLM and SGLang alike.
@@ -62,7 +65,7 @@ class _MlxModel(Struct, frozen=True, kw_only=True):
 _MLX: Final[Mapping[str, _MlxModel]] = MappingProxyType(
     {
         "gpt2": _MlxModel(table="wpe.weight", keys=("n_ctx", "n_positions")),
-        "gpt_bigcode": _MlxModel(table="transformer.wpe.weight", keys=("n_positions",)),
+        "gpt_bigcode": _MlxModel(table="transformer.wpe.weight", keys=("n_positions", "n_inner")),
     }
 )
 
@@ -81,9 +84,9 @@ class Checkpoint(Struct, frozen=True, kw_only=True):
 def position_reading(runtime: Runtime, checkpoint: Checkpoint) -> Reading:
     """What a runtime makes of it. Nothing is claimed of one whose sources weren't read for these models."""
     read = _READERS.get(runtime.runtime) if runtime.current else None
-    if read is None:
-        return Reading(unknown="how it limits models without a rope wasn't read")
-    return read(checkpoint)
+    unread = "how it limits models without a rope wasn't read"
+    reading = Reading(unknown=unread) if read is None else read(checkpoint)
+    return msgspec.structs.replace(reading, loader=class_of(checkpoint.text, checkpoint.family))
 
 
 def checkpoint_of(
@@ -119,10 +122,21 @@ def _transformers(found: Checkpoint) -> Reading:
     facts = found.family.positions
     if positions.position == "alibi" and isinstance(facts, Alibi) and not facts.limits_transformers:
         return Reading(how=(f"no limit: the penalty is computed for the text at hand, {key} isn't read",))
+    caution = None
+    if positions.largest_exponent != USUAL_EXPONENT:
+        caution = (
+            f"it takes the slopes of {USUAL_EXPONENT:g} and doesn't read {_exponent_key(found)}, which says "
+            f"{positions.largest_exponent:g}: a model that was trained with that computes something else there"
+        )
     if sinusoids is not None and sinusoids.unlimited:
         return Reading(how=("no limit: the table is computed, and grows with the text",))
     what = "the table's rows" if positions.tables else key
-    return Reading(max_context=positions.taken, how=(f"{what}; it fails past them",))
+    return Reading(max_context=positions.taken, how=(f"{what}; it fails past them",), caution=caution)
+
+
+def _exponent_key(found: Checkpoint) -> str:
+    facts = found.family.positions
+    return ".".join((*found.positions.path, *(facts.largest_exponent_path if isinstance(facts, Alibi) else ())))
 
 
 def _mismatch(positions: Positions) -> str | None:
@@ -194,7 +208,8 @@ def _mlx_lm(found: Checkpoint) -> Reading:
         return _absent("MLX-LM")
     missing = next((key for key in model.keys if found.text.get(key) is None), None)
     if missing is not None:
-        return _absent("MLX-LM", f"it fails without {missing} in config.json, which transformers 5 no longer writes")
+        # It leaves n_ctx away, and writes null for n_inner.
+        return _absent("MLX-LM", f"it fails without a number for {missing} in config.json; transformers writes none")
     positions = found.positions
     if any(table.name != model.table for table in positions.tables):
         return _absent("MLX-LM", f"it calls the table {model.table}, not {positions.tables[0].name}")

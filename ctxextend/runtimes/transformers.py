@@ -16,6 +16,7 @@ from ctxextend.formats.hf_layers import FULL
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeSpec, RopeTable
+from ctxextend.runtimes.auto_classes import class_of
 from ctxextend.runtimes.base import (
     ORIGINAL,
     Evidence,
@@ -58,10 +59,11 @@ class Transformers5:
             max_context=_length(rope),
             liftable=not _length_counts(rope, family),
             how=("rope_scaling, else rope_parameters; max_position_embeddings",),
+            loader=class_of(rope.text, family),
         )
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
-        return load_snippet(source)
+        return load_snippet(source, reading)
 
 
 def unread_by_5(rope: HfRope, family: Family) -> str | None:

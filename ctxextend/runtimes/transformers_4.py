@@ -23,6 +23,7 @@ from ctxextend.formats.hf_read import HfRope, head_dim_of, read_rope, text_confi
 from ctxextend.formats.json_edit import Edit, apply_edits
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import transformers_4_families as known
+from ctxextend.runtimes.auto_classes import class_of
 from ctxextend.runtimes.base import ORIGINAL, Evidence, Reading, answered, load_snippet, number
 from ctxextend.runtimes.transformers_4_families import Manner
 from ctxextend.scaling import (
@@ -109,14 +110,16 @@ class _Transformers4:
             return Reading(absent=True, problem=f"the model came with transformers 4.{classes[0][0]}")
         manner = next((manner for since, manner in reversed(classes) if since <= rules.last), None)
         path, text = text_config(config, family)
+        loader = class_of(text, family)
         if manner is None or (path and rules.last < known.NESTED_SINCE.get(family.name, 0)):
-            return Reading(unknown=f"how transformers {self.versions} reads this family was not established")
+            unread = f"how transformers {self.versions} reads this family was not established"
+            return Reading(unknown=unread, loader=loader)
         read = _settings(text, family, manner, rules)
         if isinstance(read, str):
             return Reading(problem=read)
         unknown = _unknown(text, read, family, rules)
         if unknown is not None:
-            return Reading(unknown=f"{unknown} in transformers {self.versions} was not established")
+            return Reading(unknown=f"{unknown} in transformers {self.versions} was not established", loader=loader)
         problem = _headless(text, read, family, rules)
         if problem is not None:
             return Reading(problem=problem)
@@ -135,11 +138,12 @@ class _Transformers4:
             max_context=_length(rope, read),
             liftable=not _length_counts(text, read, rules),
             how=("rope_theta and rope_scaling; max_position_embeddings",),
+            loader=loader,
             caution=f"its class came with transformers 4.{classes[0][0]}" if classes[0][0] > rules.first else None,
         )
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
-        return load_snippet(source)
+        return load_snippet(source, reading)
 
 
 class Transformers4(_Transformers4):

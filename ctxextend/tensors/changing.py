@@ -144,6 +144,8 @@ def _filled(tensor: TensorInfo, change: FillSinusoids) -> TensorInfo:
     if change.rows < 1 or change.dim < 2 or not math.isfinite(change.positions_per_row):
         found = f"{change.rows} of {change.dim}, {change.positions_per_row} apart"
         raise _unsafe(change, "rows of sinusoids", found)
+    if not 0 <= change.rows_kept <= change.rows or (change.rows_kept and change.positions_per_row != 1):
+        raise _unsafe(change, "rows that are kept, a position apart", f"{change.rows_kept} of {change.rows}")
     return msgspec.structs.replace(tensor, shape=(change.rows, change.dim))
 
 

@@ -28,7 +28,7 @@ from ctxextend.tensors.products import Rewritten, Tally, add_errors, multiply, o
 from ctxextend.tensors.quantise import Scratch, decode
 from ctxextend.tensors.quantise import encode as encode_numbers
 from ctxextend.tensors.resizing import resized_rows
-from ctxextend.tensors.sinusoids import sinusoid_rows
+from ctxextend.tensors.sinusoids import require_sinusoids, sinusoid_rows
 from ctxextend.tensors.threads import Task, in_threads
 from ctxextend.tensors.weights import shorter
 
@@ -142,7 +142,7 @@ def rewrite_file(
                 target=starts[name],
                 tally=tallies[name],
             )
-            kept, done = _scaling(job) if isinstance(job.changes[0], ScaleTensor) else ([], _making(job))
+            kept, done = _scaling(job) if isinstance(job.changes[0], ScaleTensor) else _making(job)
             copies += kept
             work += done
         if cloned:
@@ -323,20 +323,39 @@ def _scale(job: _Job, lines: _Lines, first: int, last: int) -> int:
     return _write(job.write, raw.data, job.target + first * size)
 
 
-def _making(job: _Job) -> list[_Work]:
-    """The runs of rows of a tensor that is made anew."""
+def _making(job: _Job) -> tuple[list[_Copy], list[_Work]]:
+    """What is copied of a tensor that is made anew (the rows that a table of sinusoids keeps), and the runs of rows
+    that are made.
+    """
     if not job.after.elements:
-        return []
+        return [], []
     rows = job.after.shape[0]
     row = job.after.elements // rows
     step = max(1, BLOCK_ELEMENTS // row)
-    return [
+    kept = _kept_rows(job, step)
+    work = [
         _Work(
             target=job.target + start * row * _width(job.after),
             task=partial(_make, job, start, min(start + step, rows)),
         )
-        for start in range(0, rows, step)
+        for start in range(kept, rows, step)
     ]
+    return [_Copy(start=job.start, target=job.target, count=kept * row * _width(job.after))], work
+
+
+def _kept_rows(job: _Job, step: int) -> int:
+    """How many rows stay the same bytes. Raises :class:`RefusedError` for a trained table that would keep none."""
+    import numpy as np
+
+    (change,) = job.changes
+    if not isinstance(change, FillSinusoids) or job.before is None:
+        return 0
+    held = job.before.shape[0]
+    if not change.rows_kept:
+        for start in range(0, held, step):
+            rows = np.arange(start, min(start + step, held))
+            require_sinusoids(change, job.before, rows, _old_rows(job, rows))
+    return min(change.rows_kept, held, change.rows)
 
 
 def _make(job: _Job, start: int, stop: int) -> int:

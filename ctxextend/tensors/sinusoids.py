@@ -8,9 +8,15 @@ cosines; ``tensor2tensor`` has that too, with exponents i / (d/2 - 1), and zeros
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from ctxextend.changes import FillSinusoids
+from ctxextend.contents import TensorInfo
+from ctxextend.errors import RefusedError
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -18,6 +24,13 @@ if TYPE_CHECKING:
     Array = ndarray[Any, Any]
 
 _BASE: Final = 10000.0
+
+#: How far a number of at most 1 is off in each type that tables are stored in.
+_ROUNDING: Final[Mapping[str, float]] = MappingProxyType(
+    {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
+)
+#: How far an angle of a position is off, a position, where it was computed in float32.
+_ANGLE: Final = 2.0**-23
 
 
 def sinusoid_rows(change: FillSinusoids, rows: Array) -> Array:
@@ -41,3 +54,26 @@ def sinusoid_rows(change: FillSinusoids, rows: Array) -> Array:
     if change.zero_row is not None:
         found[rows == change.zero_row] = 0
     return found
+
+
+def require_sinusoids(change: FillSinusoids, tensor: TensorInfo, rows: Array, stored: Array) -> None:
+    """Refuse a table whose ``rows`` (numbers as ``stored``) aren't sinusoids of whole positions, as it is rounded.
+
+    Raises :class:`RefusedError`.
+    """
+    import numpy as np
+
+    plain = sinusoid_rows(msgspec.structs.replace(change, positions_per_row=1.0), rows)
+    off = np.abs(stored - plain).max(axis=1, initial=0)
+    lost = np.flatnonzero(~(off <= _ROUNDING[tensor.dtype] + _ANGLE * (change.first + rows)))
+    if not len(lost):
+        return
+    raise RefusedError(
+        "the table of sinusoids was trained, and positions between its rows can't be computed",
+        code="trained-sinusoids",
+        file=tensor.file,
+        key=tensor.name,
+        expected=f"sinusoids, as exact as {tensor.dtype} holds them",
+        found=f"row {rows[lost[0]]} is off by {off[lost[0]]:.2g}",
+        hint="--set positions=raised (the default) keeps the rows that there are, and goes on behind them",
+    )

@@ -152,7 +152,10 @@ class Reader:
             case (PutTensor(values=values),):
                 return np.array(values, np.float32)[rows]
             case (FillSinusoids() as change,):
-                return sinusoid_rows(change, rows).astype(np.float32)
+                numbers: Array = sinusoid_rows(change, rows).astype(np.float32)
+                kept = rows < min(change.rows_kept, self.weights.spans[name].tensor.shape[0])
+                numbers[kept] = self._stored(name, rows[kept], scratch)
+                return numbers
             case (ResizeTable() as change,):
                 return resized_rows(lambda old: self._stored(name, old, scratch), change, rows)
         found = self._stored(name, rows, scratch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ctxextend.checkpoint.card import read_card
+from ctxextend.checkpoint.card import front_matter, read_card, split_card
 
 
 def card(folder: Path, matter: str | bytes) -> dict[str, Any]:
@@ -85,3 +85,38 @@ def test_what_unfolds_is_not_unfolded(tmp_path: Path, name: str) -> None:
 def test_a_number_of_sixties_is_left_as_text(tmp_path: Path) -> None:
     text = ":".join(["1"] * 100)
     assert card(tmp_path, f"a: {text}\nb: 1:30") == {"a": text, "b": 90}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("---\na: 1\n---\n# A\n", ("a: 1", "# A\n")),
+        ("\N{ZERO WIDTH NO-BREAK SPACE}---\r\na: 1\r\n---\r\n# A", ("a: 1", "# A")),
+        # A fence that is indented, or is longer, belongs to the text.
+        ("---\na: |\n  ---\nb: 2\n--- \n", ("a: |\n  ---\nb: 2", "")),
+        ("---\na: 1\n----\n", ("", "---\na: 1\n----\n")),
+        ("# A\n---\na: 1\n---\n", ("", "# A\n---\na: 1\n---\n")),
+        ("", ("", "")),
+    ],
+)
+def test_where_front_matter_ends(text: str, wanted: tuple[str, str]) -> None:
+    assert split_card(text) == wanted
+
+
+def test_front_matter_as_the_hub_reads_it() -> None:
+    matter = "a: [no, on, 'true', true]\nb: 2024-09-16\nc: 1:30\nd: [0755, 7, 1.5, -2, ~]\ne:"
+    assert front_matter(matter) == {
+        "a": ["no", "on", "true", True],
+        "b": "2024-09-16",
+        "c": "1:30",
+        "d": ["0755", 7, 1.5, -2, None],
+        "e": None,
+    }
+    assert front_matter("") == front_matter(" \n") == {}
+
+
+@pytest.mark.parametrize("matter", [*HOSTILE.values(), "a" * 1_100_000], ids=[*HOSTILE, "long"])
+def test_hostile_front_matter_is_none_or_little(matter: str | bytes) -> None:
+    text = matter if isinstance(matter, str) else matter.decode("utf-8", errors="replace")
+    found = front_matter(text)
+    assert found is None or set(found) <= {"a"}

@@ -443,7 +443,7 @@ def _broken(folder: Path, how: str) -> None:
     [
         ("code", RefusedError, "remote-code"),
         ("type", CheckpointError, "unknown-model-type"),
-        ("encoder", CheckpointError, "unknown-model-type"),
+        ("encoder", RefusedError, "no-next-token"),
         ("layers", CheckpointError, "broken-weights"),
         ("shapes", CheckpointError, None),
         ("bytes", CheckpointError, "cannot-load"),

@@ -156,3 +156,20 @@ def test_slopes_are_those_of_the_families(heads: int) -> None:
     assert alibi_slopes(heads) == pytest.approx(bloom, rel=1e-6)
     mpt = (-build_mpt_alibi_tensor(heads, 2)[:, 0, 0]).tolist()
     assert alibi_slopes(heads, layout="mosaic") == pytest.approx(mpt, rel=1e-6)
+
+
+def test_mlx_lm_needs_a_number_for_the_inner_width() -> None:
+    """Its ModelArgs of gpt_bigcode has ``n_inner: int``, for which transformers writes null."""
+    shapes: Any = {"transformer.wpe.weight": ("F32", (64, 32))}
+    keys = {"model_type": "gpt_bigcode", "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    assert lengths(checked(({**keys, "n_inner": None}, shapes)))["mlx-lm >=0.32"] == NONE
+    assert lengths(checked(({**keys, "n_inner": 128}, shapes)))["mlx-lm >=0.32"] == 64
+
+
+@pytest.mark.parametrize(("largest", "said"), [(8, False), (16, True)])
+def test_other_slopes_in_transformers(largest: int, said: bool) -> None:
+    found = checked(({**MPT[0], "attn_config": {"alibi": True, "alibi_bias_max": largest}}, MPT[1]))
+    about = [
+        f for f in found.findings if "transformers 5.x" in f.runtimes and "attn_config.alibi_bias_max" in f.message
+    ]
+    assert bool(about) == said

@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "temperature.gguf": ["--to", "gguf", "--bake", "temperature"],
         "buffers.gguf": ["--to", "gguf", "--bake", "buffers"],
     }.items():
-        done = call("convert", folder / "source", "-m", "yarn", "-t", TARGET, *options, "--out", folder / name)
+        done = call("convert", folder / "source", "-m", "yarn", "-t", str(TARGET), *options, "--out", folder / name)
         assert done.code == 0, done.err
     return folder
 
@@ -124,7 +124,7 @@ def test_mlx_lm_ignores_the_factor_and_computes_it_all_the_same(work: Path, expe
 
 @pytest.mark.parametrize("name", ["temperature", "temperature.gguf"])
 def test_what_is_baked_is_never_extended_once_more(work: Path, tmp_path: Path, name: str) -> None:
-    done = call("convert", work / name, "-m", "yarn", "-t", 2 * TARGET, "--out", tmp_path / name)
+    done = call("convert", work / name, "-m", "yarn", "-t", str(2 * TARGET), "--out", tmp_path / name)
     assert done.code == 3
     assert "start from the checkpoint that this one was made of" in done.err
 
@@ -133,6 +133,6 @@ def test_nor_on_the_way_back_from_gguf(work: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
     assert call("convert", work / "temperature.gguf", "--to", "safetensors", "--out", back).code == 0
     assert json.loads((back / "config.json").read_text())["ctxextend"]["baked"] == "temperature"
-    assert call("convert", back, "-m", "yarn", "-t", 2 * TARGET, "--out", tmp_path / "out").code == 3
+    assert call("convert", back, "-m", "yarn", "-t", str(2 * TARGET), "--out", tmp_path / "out").code == 3
     assert call("convert", work / "temperature", "--to", "gguf", "--out", tmp_path / "again.gguf").code == 0
-    assert call("convert", tmp_path / "again.gguf", "-t", 2 * TARGET, "--out", tmp_path / "x.gguf").code == 3
+    assert call("convert", tmp_path / "again.gguf", "-t", str(2 * TARGET), "--out", tmp_path / "x.gguf").code == 3

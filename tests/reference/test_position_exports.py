@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.mpt.modeling_mpt import MptModel, build_mpt_alibi_tensor
 
 from ctxextend.apply import Options
+from ctxextend.changes import SetKey
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.gguf_apply import convert_in_place
 from ctxextend.pipeline import check_source, inspect_source, open_source, run_plan
@@ -289,7 +290,41 @@ def test_alibi_of_a_file_is_raised_in_place(models: Callable[[str], Path], tmp_p
     assert np.isfinite(logits(path, tokens(COUNT), context=COUNT, vocabulary=VOCABULARY)).all()
 
 
-@pytest.mark.parametrize("asked", [{"factor": 4.0}, {"target": TRAINED}, {"method": "absolute", "factor": 2.0}])
+@pytest.mark.parametrize("to", ["gguf", "safetensors"])
+def test_a_table_in_a_file_that_holds_the_target(models: Callable[[str], Path], tmp_path: Path, to: str) -> None:
+    path = export(models("gpt2"), tmp_path / "model.gguf")
+    plan = plan_of(path, to=to, target=TRAINED // 2)
+    assert (plan.method, plan.trained_context) == ("none", TRAINED)
+    assert not any(isinstance(action, SetKey) for action in plan.actions)
+    for asked, code in (
+        ({"target": TRAINED // 2, "method": "absolute"}, "within-trained"),
+        ({"factor": 4.0, "method": "yarn"}, "no-rope"),
+        ({"factor": 4.0, "method": "alibi"}, "other-positions"),
+    ):
+        with pytest.raises(RefusedError) as caught:
+            plan_of(path, to=to, **asked)
+        assert caught.value.code == code
+
+
+def test_what_transformers_rounds_is_nothing_to_llama_cpp(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """In half precision, at 65536 tokens, it would be tens of nats."""
+    half = AutoModelForCausalLM.from_pretrained(models("bloom")).to(torch.bfloat16)
+    shutil.copytree(models("bloom"), tmp_path / "half")
+    half.save_pretrained(tmp_path / "half")
+    path = export(tmp_path / "half", tmp_path / "model.gguf")
+    opened = open_source(tmp_path / "half")
+    exporting = make_position_export_plan(
+        opened.contents, inspect_source(opened, Recipe()), Recipe(to="gguf", target=65536)
+    )
+    for plan, said in (
+        (exporting, False),
+        (plan_of(path, to="gguf", target=65536), False),
+        (plan_of(path, to="safetensors", target=65536, outtypes=("bf16",)), True),
+    ):
+        assert ("alibi-rounded" in {warning.code for warning in plan.warnings}) == said
+
+
+@pytest.mark.parametrize("asked", [{"factor": 4.0}, {"method": "absolute", "factor": 2.0}])
 def test_a_table_in_a_file_is_refused(models: Callable[[str], Path], tmp_path: Path, asked: dict[str, Any]) -> None:
     path = export(models("gpt2"), tmp_path / "model.gguf")
     with pytest.raises(RefusedError) as caught:

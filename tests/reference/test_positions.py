@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +24,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ctxextend.changes import Carry, tensor_changes_of
 from ctxextend.checkpoint.directory import read_directory
+from ctxextend.errors import RefusedError
 from ctxextend.formats.json_edit import Edit, edit_text
 from ctxextend.inspection import inspect
 from ctxextend.plan import Plan, edits_of
 from ctxextend.position_plan import make_position_plan
 from ctxextend.recipe import Recipe
 from ctxextend.tensors.rewriting import rewrite_file
+from scripts.fetch_runtimes import VERSIONS
 
 #: Tokens that each model is made for, and that it is brought to.
 LENGTH: Final = 16
@@ -160,7 +166,8 @@ def made(model_type: str, keys: Mapping[str, Any], folder: Path) -> Any:
 def converted(folder: Path, out: Path, recipe: Recipe) -> Plan:
     """Carry a plan out by its actions alone."""
     contents = read_directory(folder)
-    plan = make_position_plan(contents, inspect(contents), recipe)
+    inspection = inspect(contents, original_context=recipe.original_context)
+    plan = make_position_plan(contents, inspection, recipe)
     out.mkdir()
     for action in plan.actions:
         if isinstance(action, Carry):
@@ -284,6 +291,50 @@ def test_stored_sinusoids_are_read(tmp_path: Path, model_type: str, positions: s
     assert torch.allclose(logits(found, LENGTH), goal, atol=1e-5) == (positions == "raised")
 
 
+@pytest.mark.parametrize("model_type", full(STORED, ("marian",)))
+def test_a_trained_table_of_sinusoids(tmp_path: Path, model_type: str) -> None:
+    """transformers trains these tables with the rest of the model: what they became is kept, and had back."""
+    model = made(model_type, STORED[model_type], tmp_path / "model")
+    where = "position_embeddings.weight" if model_type in LEARNED else "embed_positions.weight"
+    moved = {name: weight for name, weight in model.named_parameters() if name.endswith(where)}
+    assert moved
+    with torch.no_grad():
+        for weight in moved.values():
+            weight.add_(0.2 * torch.randn_like(weight))
+    # Some classes leave the table away when they save, as if it couldn't have changed.
+    file = tmp_path / "model" / "model.safetensors"
+    held = {**load_file(file), **{name: weight.detach().clone() for name, weight in moved.items()}}
+    save_file(held, file, metadata={"format": "pt"})
+    goal = logits(loaded(model_type, tmp_path / "model"), LENGTH)
+    assert not torch.allclose(goal, logits(made(model_type, STORED[model_type], tmp_path / "plain"), LENGTH), atol=1e-3)
+    converted(tmp_path / "model", tmp_path / "out", Recipe(target=TARGET))
+    longer = loaded(model_type, tmp_path / "out")
+    assert same(logits(longer, LENGTH), goal)
+    assert torch.isfinite(logits(longer, TARGET)).all()
+    converted(tmp_path / "out", tmp_path / "back", Recipe(target=LENGTH))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    options = {"positions": "interpolated"}
+    with pytest.raises(RefusedError) as caught:
+        converted(tmp_path / "model", tmp_path / "no", Recipe(method="sinusoidal", target=TARGET, options=options))
+    assert caught.value.code == "trained-sinusoids"
+
+
+def test_config_and_table_have_one_length_afterwards(tmp_path: Path) -> None:
+    """Where the length is told, or config.json has none: both models fail to load before."""
+    made("pegasus", SINUSOIDAL["pegasus"], tmp_path / "told")
+    model = CONFIG_MAPPING["pegasus"](**SINUSOIDAL["pegasus"])
+    assert model.max_position_embeddings == LENGTH
+    converted(tmp_path / "told", tmp_path / "longer", Recipe(target=LENGTH + 5, original_context=2 * LENGTH))
+    assert logits(loaded("pegasus", tmp_path / "longer"), 2 * LENGTH).shape[1] == 2 * LENGTH
+    made("gpt2", _GPT, tmp_path / "silent")
+    config = tmp_path / "silent" / "config.json"
+    config.write_text(edit_text(config.read_text(), (Edit(path=("n_positions",)),)))
+    converted(tmp_path / "silent", tmp_path / "said", Recipe(target=LENGTH))
+    assert logits(loaded("gpt2", tmp_path / "said"), LENGTH).shape[1] == LENGTH
+
+
 @pytest.mark.parametrize("model_type", ALIBI)
 def test_alibi(tmp_path: Path, model_type: str) -> None:
     """Nothing changes within the trained length; past it the model runs, which MPT's class refused before."""
@@ -309,7 +360,7 @@ def test_alibi(tmp_path: Path, model_type: str) -> None:
     ],
 )
 def test_what_older_checkpoints_hold(tmp_path: Path, model_type: str, stale: Mapping[str, tuple[int, ...]]) -> None:
-    """Buffers of the old length's size are gone, and a stored table that nobody reads has the new length."""
+    """Buffers of the old length's size are gone, and a stored table that nobody reads."""
     keys = {**LEARNED, **SINUSOIDAL}[model_type]
     made(model_type, keys, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
@@ -317,13 +368,8 @@ def test_what_older_checkpoints_hold(tmp_path: Path, model_type: str, stale: Map
     save_file({**held, **{name: torch.ones(shape) for name, shape in stale.items()}}, file, metadata={"format": "pt"})
     converted(tmp_path / "model", tmp_path / "out", Recipe(target=TARGET))
     after = load_file(tmp_path / "out" / "model.safetensors")
-    if model_type != "m2m_100":
-        loaded(model_type, tmp_path / "out")
-        assert after.keys() == held.keys()
-        return
-    table = after["model.decoder.embed_positions.weights"]
-    model = auto_of(model_type).from_pretrained(tmp_path / "out")
-    assert torch.allclose(table, model.model.decoder.embed_positions.weights, atol=1e-5)
+    loaded(model_type, tmp_path / "out")
+    assert after.keys() == held.keys()
 
 
 def test_gpt2_in_mlx_lm(tmp_path: Path) -> None:
@@ -344,6 +390,86 @@ def test_gpt2_in_mlx_lm(tmp_path: Path) -> None:
     ids = torch.randint(5, 40, (1, TARGET))
     found = torch.tensor(model(mlx.array(ids.tolist())).tolist())
     assert torch.allclose(found, logits(loaded("gpt2", tmp_path / "out"), TARGET), atol=1e-3)
+
+
+def test_gpt_bigcode_in_mlx_lm(tmp_path: Path) -> None:
+    """It loads with a number for ``n_inner`` alone, which transformers writes as null where none is given."""
+    mlx = pytest.importorskip("mlx.core")
+    from mlx_lm.utils import load_model
+
+    made("gpt_bigcode", _GPT, tmp_path / "null")
+    with pytest.raises(TypeError):
+        load_model(tmp_path / "null")
+    made("gpt_bigcode", {**_GPT, "n_inner": 64}, tmp_path / "model")
+    plan = converted(tmp_path / "model", tmp_path / "out", Recipe(target=TARGET))
+    assert not plan.misread
+    model, _config = load_model(tmp_path / "out")
+    torch.manual_seed(7)
+    ids = torch.randint(5, 40, (1, TARGET))
+    found = torch.tensor(model(mlx.array(ids.tolist())).tolist())
+    assert torch.allclose(found, logits(loaded("gpt_bigcode", tmp_path / "out"), TARGET), atol=1e-3)
+
+
+#: Run by the Python of another transformers: a folder and a class a line; prints the logits at the target's length.
+_RUN: Final = """
+import json, sys
+import torch, transformers
+for line in sys.stdin:
+    folder, auto = line.split()
+    model = getattr(transformers, auto).from_pretrained(folder).eval()
+    torch.manual_seed(7)
+    ids = torch.randint(5, 40, (1, int(sys.argv[1])))
+    # 4.56 has no cache for a decoder with more layers than the encoder.
+    more = {"decoder_input_ids": ids.flip(1), "use_cache": False} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found = model(input_ids=ids, **more).logits
+    print(json.dumps([transformers.__version__, found.tolist()]))
+"""
+#: Those of each kind that the releases of 4 run too.
+_OLDER: Final = (
+    "bart",
+    "bert",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "opt",
+    "roberta",
+    "m2m_100",
+    "marian",
+    "xglm",
+    *ALIBI,
+)
+
+
+@pytest.mark.parametrize("release", ["4.57.6", pytest.param("4.56.2", marks=pytest.mark.full)])
+def test_the_releases_before(tmp_path: Path, release: str) -> None:
+    """They compute what transformers 5 does, past the length that each model was made for."""
+    version = next(version for version in VERSIONS if version.transformers == release)
+    reason = version.unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    goals, asked = [], ""
+    for model_type in _OLDER:
+        folder, out = tmp_path / model_type, tmp_path / f"{model_type}-out"
+        made(model_type, {**LEARNED, **SINUSOIDAL, **ALIBI}[model_type], folder)
+        converted(folder, out, Recipe(target=TARGET))
+        goals.append(logits(loaded(model_type, out), TARGET))
+        asked += f"{out} {auto_of(model_type).__name__}\n"
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONPATH": str(version.folder),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(TARGET)],
+        input=asked, capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {said for said, _found in answers} == {release}
+    for model_type, goal, (_said, found) in zip(_OLDER, goals, answers, strict=True):
+        assert torch.allclose(torch.tensor(found), goal, atol=1e-4), model_type
 
 
 @pytest.mark.full
@@ -381,3 +507,24 @@ def test_alibi_is_rounded_as_a_plan_says() -> None:
         rounded = build_alibi_tensor(mask, 16, dtype)[0, 0, -32:].float()
         off = (rounded - exact).abs().max().item()
         assert lost / 4 < off <= lost
+
+
+@pytest.mark.parametrize("target", [8000, 8191, 8192])
+def test_rounding_below_a_power_of_two(target: int) -> None:
+    """The steepest of 4 heads, 1/4: at most 4 nats. Falcon's is divided afterwards, by the root of the head's size."""
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+    from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcons
+
+    mask = torch.ones(1, target, dtype=torch.long)
+    exact = torch.arange(target) / 4
+    bloom = build_alibi_tensor(mask, 4, torch.bfloat16)[0, 0].float()
+    assert 2 < (bloom - exact).abs().max().item() <= 4
+    falcon = falcons(mask, 4, torch.float32)[0, 0]
+    assert 1 < ((falcon - exact) / 8**0.5).abs().max().item() <= 1.4143
+
+
+def test_mpt_takes_the_same_slopes_whatever_its_config_says(tmp_path: Path) -> None:
+    """alibi_bias_max, by which it was trained elsewhere, isn't read."""
+    models = [made("mpt", {**ALIBI["mpt"], "attn_config": {"alibi_bias_max": n}}, tmp_path / str(n)) for n in (8, 16)]
+    assert [model.config.attn_config.alibi_bias_max for model in models] == [8, 16]
+    assert torch.equal(*(logits(model, LENGTH) for model in models))

@@ -246,7 +246,7 @@ CHANGED: Final[tuple[TensorChange, ...]] = (
     PutTensor(file=FILE, name="inv_freq", values=(1.0, 0.1, 1e-5)),
     ScaleTensor(file=FILE, name="q", factor=1.5),
     ResizeTable(file=FILE, name="table", rows_before=10, rows=18, reserved=2, interpolation="linear"),
-    FillSinusoids(file=FILE, name="waves", rows=9, dim=6, layout="halves"),
+    FillSinusoids(file=FILE, name="waves", rows=9, dim=6, layout="halves", rows_kept=1),
 )
 
 
@@ -270,11 +270,65 @@ def test_tensors_that_go_come_and_grow(elements: int, tmp_path: Path, monkeypatc
     )
     told = {one.name: one for one in found}
     assert [one.name for one in found] == [change.name for change in CHANGED]
-    assert (told["odd"].elements, told["inv_freq"].elements, told["waves"].elements) == (15, 3, 54)
+    # A row is kept.
+    assert made["waves"][0].tolist() == [0] * 6
+    assert (told["odd"].elements, told["inv_freq"].elements, told["waves"].elements) == (15, 3, 48)
     assert 0 < told["inv_freq"].rounding < 2**-24
     assert not told["inv_freq"].exact
     assert told["table"].exact
     assert 0 < told["waves"].rounding <= 2**-11
+
+
+def trained_table(dtype: str) -> torch.Tensor:
+    """Sinusoids as transformers makes them, and then moved, as by training."""
+    from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+
+    plain: torch.Tensor = MarianSinusoidalPositionalEmbedding(40, 6).create_weight()
+    return (plain + 0.05 * torch.randn(40, 6)).to(DTYPES[dtype])
+
+
+@pytest.mark.parametrize("elements", [1, 50, 1 << 20])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
+def test_rows_of_sinusoids_that_were_trained_stay(
+    dtype: str, elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes, and behind them those that transformers computes; cut off again, the same table."""
+    from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+
+    monkeypatch.setattr(rewriting, "BLOCK_ELEMENTS", elements)
+    tensors = {"waves": trained_table(dtype), "w": torch.randn(5)}
+    fill = FillSinusoids(file=FILE, name="waves", rows=100, dim=6, layout="halves", rows_kept=40)
+    _found, made = rewrite(tmp_path, tensors, [fill])
+    assert bits(made["waves"][:40]) == bits(tensors["waves"])
+    longer = MarianSinusoidalPositionalEmbedding(100, 6).create_weight().to(DTYPES[dtype])
+    assert torch.allclose(made["waves"][40:].double(), longer[40:].double(), atol=1e-6 if dtype == "F64" else 0)
+    back = FillSinusoids(file=FILE, name="waves", rows=40, dim=6, layout="halves", rows_kept=40)
+    _found, taken = rewrite(tmp_path, made, [back], out="back.safetensors")
+    assert {name: bits(t) for name, t in taken.items()} == {name: bits(t) for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("elements", [1, 1 << 20])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_trained_table_is_not_made_anew(
+    dtype: str, elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+
+    monkeypatch.setattr(rewriting, "BLOCK_ELEMENTS", elements)
+    anew = FillSinusoids(file=FILE, name="waves", rows=80, dim=6, layout="halves", positions_per_row=0.5)
+    plain = MarianSinusoidalPositionalEmbedding(40, 6).create_weight().to(DTYPES[dtype])
+    _found, made = rewrite(tmp_path, {"waves": plain}, [anew], out="plain.safetensors")
+    assert torch.allclose(made["waves"][::2], plain, atol=1e-6)
+    moved = plain.clone()
+    moved[37, 2] += 0.05
+    for table in (trained_table(dtype), moved, torch.full_like(plain, torch.nan)):
+        with pytest.raises(RefusedError) as caught:
+            rewrite(tmp_path, {"waves": table}, [anew], out=f"{table[0, 0]}.safetensors")
+        assert (caught.value.code, caught.value.file, caught.value.key) == ("trained-sinusoids", FILE, "waves")
+        assert caught.value.hint
+    with pytest.raises(RefusedError, match="trained") as caught:
+        rewrite(tmp_path, {"waves": moved}, [anew], out="moved.safetensors")
+    assert "row 37" in str(caught.value.found)
 
 
 def test_the_order_of_the_data_stays(tmp_path: Path) -> None:
@@ -392,6 +446,12 @@ WAVES: Final = FillSinusoids(file=FILE, name="k", rows=8, dim=20, layout="halves
         ),
         ([FillSinusoids(file=FILE, name="k", rows=8, dim=19, layout="halves")], "stale-plan"),
         ([FillSinusoids(file=FILE, name="k", rows=0, dim=20, layout="halves")], "unsafe-plan"),
+        ([FillSinusoids(file=FILE, name="k", rows=8, dim=20, layout="halves", rows_kept=9)], "unsafe-plan"),
+        ([FillSinusoids(file=FILE, name="k", rows=8, dim=20, layout="halves", rows_kept=-1)], "unsafe-plan"),
+        (
+            [FillSinusoids(file=FILE, name="k", rows=8, dim=20, layout="halves", rows_kept=4, positions_per_row=0.5)],
+            "unsafe-plan",
+        ),
         ([PutTensor(file=FILE, name="__metadata__", values=(1.0,))], "unsafe-plan"),
         ([PutTensor(file=FILE, name="p", values=(1e39,))], "unsafe-plan"),
         ([PLAIN, DropTensor(file=FILE, name="q")], "unsafe-plan"),
@@ -463,7 +523,7 @@ def test_a_reader_sees_what_is_written(elements: int, tmp_path: Path, monkeypatc
     from ctxextend.tensors.quantise import Scratch
 
     monkeypatch.setattr(rewriting, "BLOCK_ELEMENTS", elements)
-    tensors = model(torch.float32) | {"table": torch.randn(10, 4), "waves": torch.zeros(3, 6)}
+    tensors = model(torch.float32) | {"table": torch.randn(10, 4), "waves": torch.randn(3, 6)}
     columns = Slice(lower=0, upper=20, period=5, start=1, stop=3)
     more = (
         ScaleTensor(file=FILE, name="k", factor=1.7, slices=(columns,), axis=1),

@@ -22,6 +22,7 @@ from ctxextend.lab.engines.host import first_line, peak_memory_bytes, require_mo
 from ctxextend.lab.engines.length_tables import LengthTables
 from ctxextend.lab.engines.tokenizer import Tokenizer, read_json
 from ctxextend.lab.memory import Attention, Widths, chunk_tokens, row_bytes, same_widths
+from ctxextend.lab.names import NOT_CAUSAL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,6 +131,34 @@ def _unknown_type(folder: Path, model_type: object) -> CheckpointError:
     )
 
 
+def require_class(config: Mapping[str, Any], *, file: str) -> None:
+    """Raises :class:`RefusedError` for a type that transformers knows, but not as a model that goes on from a text."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    model_type = config.get("model_type")
+    names = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+    if model_type in CONFIG_MAPPING_NAMES and not any(model_type in each for each in names):
+        raise _no_class(file, str(model_type))
+
+
+def _no_class(file: str, model_type: str) -> RefusedError:
+    import transformers
+
+    return RefusedError(
+        f"transformers {transformers.__version__} has no class for this type that predicts the next token",
+        code=NOT_CAUSAL,
+        file=file,
+        key="model_type",
+        expected="a type that AutoModelForCausalLM or AutoModelForImageTextToText loads",
+        found=model_type,
+        hint="measure it at the task that it was trained for; another engine may have such a class: --engine vllm",
+    )
+
+
 def _load_model(folder: Path, config: Any, *, dtype: str, trust_remote_code: bool, **placed: Any) -> Any:
     """The model, every weight found. Raises :class:`CheckpointError`, :class:`RefusedError`."""
     import torch
@@ -138,8 +167,8 @@ def _load_model(folder: Path, config: Any, *, dtype: str, trust_remote_code: boo
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     classes = (AutoModelForCausalLM, AutoModelForImageTextToText)
     fitting = [auto for auto in classes if type(config) in auto._model_mapping]  # noqa: SLF001
-    if not fitting and not remote:
-        raise _unknown_type(folder, config.model_type)
+    if getattr(config, "is_encoder_decoder", False) or (not fitting and not remote):
+        raise _no_class(str(folder / "config.json"), config.model_type)
     _require_safetensors(folder)
     try:
         model, report = (AutoModelForCausalLM if remote else fitting[0]).from_pretrained(
