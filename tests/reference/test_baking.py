@@ -365,15 +365,19 @@ def test_baked_weights_give_the_same_logits(name: str, tmp_path: Path) -> None:
     agrees(made(name, tmp_path))
 
 
+def mask_without_window(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model asks for the mask of a window whether a layer has one or not, which fails without one."""
+    if name == "kolibri1_unwindowed":
+        code = importlib.import_module("transformers.models.kolibri1.modeling_kolibri1")
+        monkeypatch.setattr(code, "create_sliding_window_causal_mask", code.create_causal_mask)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in BAKED if name not in EVERYDAY])
 def test_baked_weights_give_the_same_logits_in_every_family(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "kolibri1_unwindowed":
-        # Its model asks for the mask of a window whether a layer has one or not, which fails without one.
-        code = importlib.import_module("transformers.models.kolibri1.modeling_kolibri1")
-        monkeypatch.setattr(code, "create_sliding_window_causal_mask", code.create_causal_mask)
+    mask_without_window(name, monkeypatch)
     agrees(made(name, tmp_path))
 
 
@@ -399,21 +403,40 @@ def changed_by(case: Case, sign: Callable[[torch.Tensor], torch.Tensor]) -> floa
     return apart(case.warm_logits(worst), case.warm_logits())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "deepseek_v3"])
-def test_what_bfloat16_loses_is_the_rounding_of_the_changed_weights(name: str, tmp_path: Path) -> None:
+#: Models that choose experts or tokens by scores: rounding can flip a choice, and what follows is another matter.
+CHOOSING: Final = frozenset({"deepseek_v32", "dots3_note", "exaone_moe", "glm_moe_dsa", "qwen4_exp", "solar_open"})
+ROUNDED_EVERYDAY: Final = ("llama", "qwen3", "gemma3", "deepseek_v3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ROUNDED_EVERYDAY else pytest.param(name, marks=pytest.mark.full)
+        for name in BAKED
+        if name not in CHOOSING
+    ],
+)
+def test_what_bfloat16_loses_is_the_rounding_of_the_changed_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights of bfloat16, computed with in float32, so that nothing else is rounded.
 
     A changed weight is off by 2**-9 of itself at most, by half of that on average, and either way; so logits move
-    less than they do when every one of these weights is off by the most, with random signs. Twice that is the
-    bound, for signs that fall badly.
+    less than they do when every one of these weights is off by the most, with random signs. Twice the most of four
+    draws is the bound, for signs that fall badly.
     """
+    mask_without_window(name, monkeypatch)
     case = made(name, tmp_path, dtype=torch.bfloat16)
     rounded = applied(case.tensors, case.changes)
     assert all(rounded[change.name].dtype == torch.bfloat16 for change in case.changes)
     found = apart(case.cold_logits(rounded), case.warm_logits())
     generator = torch.Generator().manual_seed(5)
-    bound = 2 * changed_by(case, lambda tensor: torch.randint(0, 2, tensor.shape, generator=generator) * 2.0 - 1.0)
-    assert FLOAT32 < found < bound
+
+    def sign(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randint(0, 2, tensor.shape, generator=generator) * 2.0 - 1.0
+
+    bound = 2 * max(changed_by(case, sign) for _draw in range(4))
+    assert found < bound
     assert apart(case.cold_logits(case.tensors), case.warm_logits()) > 4 * found
 
 

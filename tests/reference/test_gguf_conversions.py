@@ -22,6 +22,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from ctxextend.errors import RefusedError
 from ctxextend.families import find_family
 from ctxextend.formats.gguf_architectures import ARCHITECTURES, OF_FAMILY
+from ctxextend.gguf_encoding import judge_gguf
+from ctxextend.gguf_inspection import gguf_of
 from ctxextend.pipeline import inspect_source, open_source, plan_source, run_plan
 from ctxextend.recipe import Recipe
 from tests.exports.models import MODELS, config_of, save
@@ -49,6 +51,7 @@ METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
 #: Phi-3's class reads LongRoPE alone, whose whole numbers carry a temperature to 1e-4 at a target as short as this:
 #: that is what is seen here, on the side of transformers.
 INEXACT: Final = {("phi3", "yarn"): 5e-3}
+BAKED_EVERY_DAY: Final = ("llama", "qwen3", "gpt_neox", "deepseek_v3")
 EVERY_DAY: Final = ("linear", "yarn", "llama3")
 
 
@@ -124,6 +127,10 @@ def test_an_export_computes_what_transformers_computes(models: dict[str, Path], 
     assert noise_of(models, name, tokens) < 2e-3
 
 
+def full(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.full)
+
+
 def grid() -> list[Any]:
     return [
         pytest.param(name, method, marks=() if method in EVERY_DAY else pytest.mark.full)
@@ -154,6 +161,29 @@ def test_an_extended_export_computes_what_transformers_computes(
     folder = convert(source, tmp_path / "long", **asked, runtimes=("transformers",), allow=("unreadable",))
     allowed = INEXACT.get((name, method), 2 * noise_of(models, name, tokens) + shaken(folder, tokens))
     assert difference(tmp_path / "long.gguf", folder, tokens) <= allowed
+
+
+@pytest.mark.parametrize("name", [name if name in BAKED_EVERY_DAY else full(name) for name in MODELS])
+def test_a_baked_export_computes_what_the_unbaked_extension_computes(
+    models: dict[str, Path], tmp_path: Path, name: str, tokens: list[int]
+) -> None:
+    """The temperature is in the file's weights, and none is declared."""
+    source = folder_of(models, name)
+    asked: dict[str, Any] = {"method": "yarn", "target": TARGET}
+    folder = convert(source, tmp_path / "long", **asked, runtimes=("transformers",), allow=("unreadable",))
+    refused = refusal(source, tmp_path / "baked.gguf", {**asked, "bake": "temperature"})
+    # Of windowed layers that keep their rope, a factor of 1 for the others would be taken too.
+    assert (refused is not None) is cannot_say(name, "yarn without temperature"), refused
+    if refused is not None:
+        return
+    (reader, *_others) = judge_gguf(
+        gguf_of(open_source(tmp_path / "baked.gguf").contents), {}, target=TARGET, required=("llama.cpp",)
+    )
+    factors = [table.attention_factor for table in reader.reading.tables.values()]
+    assert factors == pytest.approx([1.0] * len(factors), abs=1e-6)
+    # The weights are rounded once more, to float32.
+    allowed = INEXACT.get((name, "yarn"), 2 * noise_of(models, name, tokens) + shaken(folder, tokens) + 1e-5)
+    assert difference(tmp_path / "baked.gguf", folder, tokens) <= allowed
 
 
 def shaken(folder: Path, tokens: list[int]) -> float:
