@@ -20,10 +20,13 @@ from msgspec import Struct
 
 from ctxextend.rope import RopeSpec, RopeTable
 
+#: A larger number overflows in products with lengths and rotations. What single precision holds, formats know.
+_LARGEST: Final = 1e250
+
 
 def _positive(**values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0.0):
+        if value is not None and not 0.0 < value <= _LARGEST:
             raise ValueError(f"{name} must be a positive number, found {value}")
 
 

@@ -519,3 +519,8 @@ def test_no_path_of_the_makers_disk_is_published(run: Run, hub: FakeHub, source:
             assert str(tmp_path).encode() not in path.read_bytes(), path.name
     manifest = json.loads((published(hub) / "ctxextend.json").read_text())
     assert manifest["plan"]["source"]["source"] == manifest["plan"]["source"]["name"] == "source"
+
+
+def test_a_path_that_is_not_there_is_told_before_the_token(run: Run, tmp_path: Path) -> None:
+    failed = run("push", tmp_path / "nowhere", TARGET, "--json", token=None)
+    assert (failed.code, failed.document["code"]) == (1, "no-source")

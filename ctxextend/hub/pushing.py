@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ctxextend.checkpoint.bars import progress_bars
 from ctxextend.checkpoint.secrets import check_token
-from ctxextend.errors import UsageError
+from ctxextend.errors import CheckpointError, UsageError
 from ctxextend.hub.parcels import default_message, parcel_of, source_repository
 from ctxextend.hub.repository import Repository, check_visibility, find_repository, make_repository, source_terms
 from ctxextend.hub.restrictions import Terms, refuse_restricted
@@ -28,6 +28,15 @@ def push_path(path: Path, options: PushOptions, *, say: Callable[[str], None] = 
     bytes still. ``say`` is told what is done. Raises :class:`HubError` for what the Hub says no to,
     :class:`RefusedError` for a source that isn't for everybody, :class:`CheckpointError` for what is no checkpoint.
     """
+    if not path.exists():
+        raise CheckpointError(
+            "there is nothing to publish",
+            code="no-source",
+            file=str(path),
+            expected="a checkpoint's folder, or a GGUF file",
+            found="nothing of that name",
+            hint="check the path",
+        )
     check_options(options)
     return push(parcel_of(path, options), options, say=say)
 
