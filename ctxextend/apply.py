@@ -204,13 +204,13 @@ def _build(
         made, file = _rewrite(name, changes, folder, staging, options, report)
         tensors += made
         files.append(file)
-    if tensors:
-        # What was written is a checkpoint: its index and its headers go together.
-        read_directory(staging)
-    if plan.position == "rope":
-        verified = verify(plan, staging)
-    else:
+    if plan.position != "rope":
         verified = verify_without_rope(plan, contents, staging, whole=not options.config_only)
+    else:
+        if tensors:
+            # What was written is a checkpoint: its index and its headers go together.
+            read_directory(staging)
+        verified = verify(plan, staging)
     if options.config_only:
         absent = {found.runtime for found in verified if found.absent is not None}
         files.append(_write_overrides(plan, contents, staging, absent))
@@ -306,19 +306,7 @@ def _rewrite(
         sha256=sha256_of(target) if options.checksums else None,
         header_sha256=header_sha256(target),
     )
-    tensors = [
-        RewrittenTensor(
-            file=name,
-            name=one.name,
-            dtype=one.dtype,
-            elements=one.elements,
-            factor=one.factor,
-            rounding=one.rounding,
-            exact=one.exact,
-        )
-        for one in made
-    ]
-    return tensors, file
+    return [RewrittenTensor(file=name, **msgspec.structs.asdict(one)) for one in made], file
 
 
 def _index_text(plan: Plan, contents: Contents, folder: Path) -> str:
@@ -519,15 +507,14 @@ def _check_tensors(plan: Plan, contents: Contents) -> None:
     rewritten = {file for action in plan.actions if isinstance(action, Rewrite) for file in action.files}
     exported = any(isinstance(action, Export) for action in plan.actions)
     weights = {tensor.file for tensor in contents.tensors}
-    held = {(tensor.file, tensor.name) for tensor in contents.tensors}
+    places = {tensor.name: tensor.file for tensor in contents.tensors}
     if not exported and rewritten != {change.file for change in changes}:
         raise stale(contents.source, "one file for each change of a tensor", ", ".join(sorted(rewritten)) or "none")
     if any(name in weights and name in rewritten for name in carried(plan)):
         raise stale(contents.source, "files that are either carried or rewritten", "one that is both")
-    places = {name: file for file, name in held}
     for change in changes:
-        there = change.file in weights if isinstance(change, PutTensor) else (change.file, change.name) in held
-        if not there or places.get(change.name, change.file) != change.file:
+        new = isinstance(change, PutTensor) and change.name not in places and change.file in weights
+        if places.get(change.name) != change.file and not new:
             raise stale(change.file, "a tensor of the checkpoint", change.name)
         if isinstance(change, PutTensor | DropTensor) and not _BUFFER.search(change.name):
             raise unsafe(change.file, change.name, "a buffer that a class computes by itself", "another tensor")

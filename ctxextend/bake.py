@@ -12,8 +12,6 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-from msgspec import UNSET
-
 from ctxextend.baking import Fold, fold_temperature
 from ctxextend.changes import DropTensor, PutTensor, ScaleTensor, TensorChange
 from ctxextend.contents import Contents, TensorInfo
@@ -23,7 +21,7 @@ from ctxextend.errors import RefusedError
 from ctxextend.inspection import Group, Inspection
 from ctxextend.parameters import rotary_buffers
 from ctxextend.recipe import Recipe, bakes_buffers, bakes_temperature
-from ctxextend.record import KEY, baked_source
+from ctxextend.record import baked_source, require_unbaked
 from ctxextend.rope import RopeTable
 from ctxextend.solving import Solution, Temperature
 
@@ -91,9 +89,8 @@ def to_do(
     if record.plan == digest:
         held = {(tensor.file, tensor.name, tensor.dtype, tensor.shape) for tensor in contents.tensors}
         return tuple(change for change in tensors if _is_to_do_again(change, held))
-    if record.baked is UNSET:
-        return tensors
-    raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
+    require_unbaked(record)
+    return tensors
 
 
 def _is_to_do_again(change: TensorChange, held: Container[tuple[str, str, str, tuple[int, ...]]]) -> bool:
@@ -141,7 +138,6 @@ def folded_changes(
     """
     if solution is None or not bakes_temperature(recipe):
         return (), ()
-    _require_weights(contents)
     if not solution.folded:
         return (), (_nothing_to_fold(solution.method),)
     return _temperature(contents, inspection, solution.folded), ()

@@ -390,7 +390,10 @@ def digest_of(
     target: int,
     tensors: Sequence[TensorChange] = (),
 ) -> str:
-    """What identifies a change, whatever the checkpoint is called."""
+    """What identifies a change, whatever the checkpoint is called.
+
+    What is dropped is no part of it: of the result there is nothing to drop.
+    """
     value: dict[str, Any] = {
         "config": inspection.config,
         "edits": {file: msgspec.to_builtins(changes) for file, changes in sorted(edits.items())},
@@ -398,8 +401,9 @@ def digest_of(
         "trained": trained,
         "target": target,
     }
-    if tensors:
-        value["tensors"] = msgspec.to_builtins(tensors)
+    kept = [change for change in tensors if not isinstance(change, DropTensor)]
+    if kept:
+        value["tensors"] = msgspec.to_builtins(kept)
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -38,7 +38,7 @@ from ctxextend.gguf_record import net_edits
 from ctxextend.inspection import Group, Inspection
 from ctxextend.plan import Plan, require_auto, require_decided, require_rope, standing_tables
 from ctxextend.recipe import Recipe, resolve_target
-from ctxextend.record import KEY, baked_source
+from ctxextend.record import require_unbaked
 from ctxextend.rope import RopeSpec, RopeTable
 from ctxextend.runtimes import GGUF_RUNTIMES
 from ctxextend.scaling import Dynamic, Llama3, LongRope, Rebase, Scaling, Yarn, dynamic_theta, over_base, table
@@ -393,9 +393,7 @@ def _extended(plain: Gguf, inspection: Inspection, recipe: Recipe) -> tuple[Chan
     if target <= trained:
         require_auto(recipe, trained, target)
         return _as_it_is(plain, inspection, recipe), ()
-    record = inspection.record
-    if record is not None and record.baked is not UNSET:
-        raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
+    require_unbaked(inspection.record)
     wanted = wanted_bases(inspection, recipe)
     base = _base(plain, inspection, recipe)
     start = plain if base is None else base

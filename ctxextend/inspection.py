@@ -162,7 +162,7 @@ def inspect(
         trained=trained,
         apart=row.form == "nested",
     )
-    notes += (*_about(row, contents, config, groups), *_about_lengths(current, record))
+    notes += (*_about(row, contents, config, groups, record), *_about_lengths(current, record))
     return Inspection(
         name=contents.name,
         source=contents.source,
@@ -467,7 +467,7 @@ def _about_lengths(current: HfRope, record: Record | None) -> tuple[Note, ...]:
 
 
 def _about(
-    family: Family, contents: Contents, config: Mapping[str, Any], groups: tuple[Group, ...]
+    family: Family, contents: Contents, config: Mapping[str, Any], groups: tuple[Group, ...], record: Record | None
 ) -> tuple[Note, ...]:
     notes = [said_origin(group) for group in groups]
     windowed = [group for group in groups if group.window is not None]
@@ -482,7 +482,6 @@ def _about(
             )
         )
     buffers = rotary_buffers(contents)
-    record = find_record(contents.config)
     if record is not None and record.baked is not UNSET:
         notes.append(
             Note(

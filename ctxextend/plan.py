@@ -244,8 +244,7 @@ def assemble(
         tables = static_tables(tables)
     tensors, baking = tensor_changes(contents, inspection, recipe, solution, tables)
     refuse_second_fold(contents, inspection, tensors)
-    kept = [change for change in tensors if not isinstance(change, DropTensor)]
-    digest = digest_of(inspection, edits, method=solution.method, trained=trained, target=target, tensors=kept)
+    digest = digest_of(inspection, edits, method=solution.method, trained=trained, target=target, tensors=tensors)
     final = with_record(
         contents,
         inspection,

@@ -37,7 +37,7 @@ from ctxextend.methods import extension_factor
 from ctxextend.plan import Plan, arithmetic, require_rope, source_ref
 from ctxextend.positions import PositionChange, refuse_rope_options, solve_positions
 from ctxextend.recipe import Recipe
-from ctxextend.record import KEY, baked_source
+from ctxextend.record import require_unbaked
 from ctxextend.version import VERSION
 
 _AS_IT_IS: Final = "the positions as the checkpoint has them"
@@ -92,9 +92,7 @@ def _as_it_is(plain: Gguf, inspection: Inspection) -> Change:
 
 def _solved(contents: Contents, inspection: Inspection, recipe: Recipe) -> PositionChange:
     """What extends it. Raises :class:`RefusedError` for a table that was resized already."""
-    record = inspection.record
-    if record is not None and record.baked is not UNSET:
-        raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
+    require_unbaked(inspection.record)
     return solve_positions(contents, inspection, recipe, gguf=True)
 
 

@@ -47,8 +47,9 @@ def make_position_plan(contents: Contents, inspection: Inspection, recipe: Recip
 def plan_of(contents: Contents, inspection: Inspection, recipe: Recipe, change: PositionChange) -> Plan:
     """The plan that carries out a ``change``."""
     trained, target = inspection.trained_context, change.target
-    kept = [tensor for tensor in change.tensors if not isinstance(tensor, DropTensor)]
-    digest = digest_of(inspection, change.edits, method=change.method, trained=trained, target=target, tensors=kept)
+    digest = digest_of(
+        inspection, change.edits, method=change.method, trained=trained, target=target, tensors=change.tensors
+    )
     # Rows that were kept can be had back by cutting off the others.
     resized = any(
         isinstance(tensor, ResizeTable) or (isinstance(tensor, FillSinusoids) and not tensor.rows_kept)

@@ -65,6 +65,12 @@ def baked_source(key: str, file: str, baked: InWeights, method: str, target: int
     )
 
 
+def require_unbaked(record: Record | None) -> None:
+    """Refuse to extend weights that an extension has gone into. Raises :class:`RefusedError`."""
+    if record is not None and record.baked is not UNSET:
+        raise baked_source(f"{KEY}.baked", "config.json", record.baked, record.method, record.target_context)
+
+
 def find_record(config: Mapping[str, Any]) -> Record | None:
     """The record in a config.json, if it has one. Raises :class:`CheckpointError` for one that was tampered with."""
     block = config.get(KEY)
