@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -11,13 +11,17 @@ from msgspec import Struct
 from ctxextend.errors import UsageError
 from ctxextend.inspection import BaseChoice, SlidingWindow
 from ctxextend.record import Bake
-from ctxextend.runtimes import DEFAULT_RUNTIMES
+from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
 
 #: Which forms of a scaling may be written.
 Carrier = Literal["auto", "native", "factors"]
 
 #: Positions are 32-bit whole numbers in every runtime.
 LONGEST: Final = 2**31 - 1
+
+#: Refusals that ``--allow`` can let pass: of a conversion, and of publishing.
+ALLOWABLE: Final = ("unreadable",)
+PUBLISHING: Final = ("restricted",)
 
 
 class Recipe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,3 +93,24 @@ def resolve_target(recipe: Recipe, trained: int) -> int:
             hint="give only one of them; if the trained length is another, add --original-context",
         )
     return recipe.target or reached
+
+
+def runtimes_of(listed: str) -> tuple[str, ...]:
+    """The names of a comma-separated list. Raises :class:`UsageError` for one that isn't known."""
+    names = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+    readers_of(names)
+    return names or DEFAULT_RUNTIMES
+
+
+def allowed(codes: Iterable[str] | None, among: tuple[str, ...] = ALLOWABLE) -> tuple[str, ...]:
+    """The refusals to let pass. Raises :class:`UsageError` for one that can't be."""
+    for code in codes or ():
+        if code not in among:
+            raise UsageError(
+                "there is no refusal of that name to let pass",
+                code="unknown-code",
+                key="--allow",
+                expected=", ".join(among),
+                found=code,
+            )
+    return tuple(codes or ())

@@ -18,6 +18,7 @@ from ctxextend.errors import DisagreementError, UsageError
 from ctxextend.lengths import parse_tokens
 from ctxextend.pipeline import Opened, check_source, meaning_of, open_source, repair_source, run_plan
 from ctxextend.plan import Plan
+from ctxextend.recipe import allowed, runtimes_of
 from ctxextend.runtimes import DEFAULT_RUNTIMES
 
 
@@ -70,7 +71,7 @@ def check(
 
     Example: ctxextend check ./model --runtimes transformers,vllm
     """
-    names = None if runtimes is None else o.runtimes_of(runtimes)
+    names = None if runtimes is None else runtimes_of(runtimes)
     only_with_fix = (out, original_context, allow, force or None, dry_run or None, None if link_mode == "auto" else 1)
     if not fix and any(given is not None for given in only_with_fix):
         raise UsageError(
@@ -92,7 +93,7 @@ def check(
             if original_context is None
             else parse_tokens(original_context, option="--original-context"),
             family=family,
-            allow=o.allowed(allow),
+            allow=allowed(allow),
         )
         _mend(console, opened, plan, out, Options(link_mode=link_mode, force=force), dry_run=dry_run)
         return

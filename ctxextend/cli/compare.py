@@ -9,10 +9,11 @@ import typer
 from ctxextend.cli import lab_options as lab
 from ctxextend.cli import options as o
 from ctxextend.errors import UnknownNameError
+from ctxextend.lab import asking
 from ctxextend.lab.names import TASKS, UNTOUCHED
 from ctxextend.lengths import parse_tokens
 from ctxextend.pipeline import open_source
-from ctxextend.recipe import Recipe
+from ctxextend.recipe import Recipe, runtimes_of
 
 METHODS_DEFAULT = "none,yarn,ntk,llama3,linear"
 
@@ -64,8 +65,8 @@ def compare(
     for _label, name, _options in wanted:
         if name not in (UNTOUCHED, "auto"):
             _require_method(name)
-    targets = lab.lengths_of(lengths, option="--lengths")
-    settings = lab.settings_from(
+    targets = asking.lengths_of(lengths, option="--lengths")
+    settings = asking.settings_from(
         tasks=tasks,
         lengths=None,
         short_lengths=short_lengths,
@@ -80,7 +81,7 @@ def compare(
     recipe = Recipe(
         base=base,
         family=family,
-        runtimes=o.runtimes_of(runtimes),
+        runtimes=runtimes_of(runtimes),
         original_context=None
         if original_context is None
         else parse_tokens(original_context, option="--original-context"),
@@ -96,7 +97,7 @@ def compare(
                 ],
                 settings,
                 recipe=recipe,
-                choice=lab.choice_of(engine="auto", device=device, dtype=dtype, trust_remote_code=trust_remote_code),
+                choice=asking.choice_of(engine="auto", device=device, dtype=dtype, trust_remote_code=trust_remote_code),
                 texts=text or (),
                 how=Run(
                     folder=report,

@@ -19,7 +19,7 @@ from ctxextend.errors import CtxextendError, GateError, UsageError
 from ctxextend.lengths import show_bytes
 from ctxextend.pipeline import check_run, inspect_source, open_source, plan_source, run_in_place, run_plan
 from ctxextend.plan import Plan
-from ctxextend.recipe import Recipe
+from ctxextend.recipe import PUBLISHING, Recipe
 
 if TYPE_CHECKING:
     from ctxextend.hub import Pushed, PushOptions
@@ -115,7 +115,7 @@ def convert(
         runtimes=runtimes,
         carrier=carrier,
         bake=bake,
-        allow=[code for code in allow or () if push is None or code not in o.PUBLISHING],
+        allow=[code for code in allow or () if push is None or code not in PUBLISHING],
         to=to,
         outtype=outtype,
         split_max_size=split_max_size,
@@ -200,7 +200,7 @@ def _publishing(
         repo_id=repo_id,
         private=private,
         token=token,
-        allow=tuple(code for code in allow or () if code in o.PUBLISHING),
+        allow=tuple(code for code in allow or () if code in PUBLISHING),
         quiet=console.quiet or console.as_json,
     )
 
@@ -228,21 +228,9 @@ def _require_runnable(plan: Plan, opened: Opened, recipe: Recipe, *, config_only
             key="--smoke",
             hint="leave one of them away",
         )
-    from ctxextend.lab.runnable import require_next_token
+    from ctxextend.lab.runnable import require_runnable
 
-    require_next_token(opened, inspect_source(opened, recipe))
-    if plan.to == "gguf":
-        from ctxextend.lab.engines.libllama import library
-
-        library()
-    else:
-        from ctxextend.lab.engines import require_modules
-
-        require_modules("torch", "transformers", "accelerate")
-        if opened.contents.gguf is None:
-            from ctxextend.lab.engines.transformers import require_class
-
-            require_class(opened.contents.config, file="config.json")
+    require_runnable(opened, inspect_source(opened, recipe), plan)
 
 
 def _finish(

@@ -10,7 +10,7 @@ import typer
 from ctxextend.cli import lab_options as lab
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
-from ctxextend.errors import GateError
+from ctxextend.lab import asking
 from ctxextend.lab.names import BOUNDS, ORIGINAL, TASKS
 from ctxextend.pipeline import open_source
 
@@ -92,7 +92,7 @@ def evaluate(
     from ctxextend.lab.gates import with_defaults
     from ctxextend.lab.verbs import Run, eval_source
 
-    bounds = lab.bounds_of(
+    bounds = asking.bounds_of(
         {
             "perplexity-ratio": max_perplexity_ratio,
             "passkey": min_passkey,
@@ -102,7 +102,7 @@ def evaluate(
             "same-top": min_same_top,
         }
     )
-    settings = lab.settings_from(
+    settings = asking.settings_from(
         tasks=tasks,
         lengths=lengths,
         short_lengths=short_lengths,
@@ -114,8 +114,8 @@ def evaluate(
         seed=seed,
     )
     if gate:
-        lab.require_gated(settings.tasks, against=against is not None)
-    choice = lab.choice_of(
+        asking.require_gated(settings.tasks, against=against is not None)
+    choice = asking.choice_of(
         engine=engine,
         endpoint=endpoint,
         served_name=served_name,
@@ -168,27 +168,10 @@ def evaluate(
 
 def _end(found: Evaluation, console: Console, *, gate: bool) -> None:
     """Ends with 4 where a bound was missed, or where nothing could be held to any; after saying which."""
-    missed = [each for each in found.gates if not each.ok]
-    if missed:
-        worst = missed[0]
-        side = "at most" if BOUNDS[worst.name].most else "at least"
-        error = GateError(
-            f"{len(missed)} of {len(found.gates)} bounds missed: {', '.join(each.name for each in missed)}",
-            code="gate-missed",
-            file=found.source,
-            key=BOUNDS[worst.name].option,
-            expected=f"{side} {worst.bound:g}",
-            found=worst.where if worst.measured is None else f"{worst.measured:.4g} {worst.where}",
-        )
-    elif gate and not found.gates:
-        error = GateError(
-            "nothing was measured that a bound is for",
-            code="nothing-held",
-            file=found.source,
-            key="--gate",
-            hint="--lengths past the trained one, --tasks passkey, or --against BASE",
-        )
-    else:
+    from ctxextend.lab.gates import failure_of
+
+    error = failure_of(found, gate=gate)
+    if error is None:
         return
     console.failure(error)
     raise typer.Exit(error.exit_code)

@@ -12,8 +12,8 @@ import typer
 from ctxextend.checkpoint import Source, resolve
 from ctxextend.errors import UsageError
 from ctxextend.lengths import parse_bytes, parse_tokens
-from ctxextend.recipe import Recipe
-from ctxextend.runtimes import DEFAULT_RUNTIMES, readers_of
+from ctxextend.recipe import Recipe, allowed, runtimes_of
+from ctxextend.runtimes import DEFAULT_RUNTIMES
 
 SourceArg = Annotated[
     str,
@@ -122,10 +122,6 @@ LinkOpt = Annotated[
 ]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace an earlier output of ctxextend.")]
 
-#: Refusals that --allow can let pass: of a conversion, and of publishing.
-ALLOWABLE = ("unreadable",)
-PUBLISHING = ("restricted",)
-
 RUNTIMES_DEFAULT = ",".join(DEFAULT_RUNTIMES)
 
 
@@ -179,27 +175,6 @@ def recipe_of(
         split_max_size=None if split_max_size is None else parse_bytes(split_max_size, option="--split-max-size"),
         converter=None if converter is None else str(converter),
     )
-
-
-def runtimes_of(listed: str) -> tuple[str, ...]:
-    """The names of a comma-separated list. Raises :class:`UsageError` for one that isn't known."""
-    names = tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
-    readers_of(names)
-    return names or DEFAULT_RUNTIMES
-
-
-def allowed(codes: Iterable[str] | None, among: tuple[str, ...] = ALLOWABLE) -> tuple[str, ...]:
-    """The refusals to let pass. Raises :class:`UsageError` for one that can't be."""
-    for code in codes or ():
-        if code not in among:
-            raise UsageError(
-                "there is no refusal of that name to let pass",
-                code="unknown-code",
-                key="--allow",
-                expected=", ".join(among),
-                found=code,
-            )
-    return tuple(codes or ())
 
 
 def settings_of(pairs: Iterable[str]) -> dict[str, Any]:

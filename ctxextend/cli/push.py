@@ -10,6 +10,7 @@ import typer
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.lengths import show_bytes
+from ctxextend.recipe import PUBLISHING, allowed
 
 if TYPE_CHECKING:
     from ctxextend.hub.values import Pushed
@@ -84,7 +85,7 @@ def push(
         exclude=tuple(exclude or ()),
         card=card,
         report=report,
-        allow=o.allowed(allow, o.PUBLISHING),
+        allow=allowed(allow, PUBLISHING),
         dry_run=dry_run,
         quiet=quiet or as_json,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
@@ -10,7 +9,7 @@ import typer
 from ctxextend.cli import lab_options as lab
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
-from ctxextend.errors import GateError, UsageError
+from ctxextend.lab import asking
 from ctxextend.lab.names import SMOKE_PASSKEY, SMOKE_PERPLEXITY_RATIO
 from ctxextend.lengths import parse_tokens
 from ctxextend.pipeline import open_source
@@ -56,14 +55,12 @@ def smoke(
 
     Example: ctxextend smoke ./model-yarn-128k --length 128k
     """
-    from ctxextend.lab.smoke import Limits
     from ctxextend.lab.verbs import smoke_source
 
-    _require_bound("--max-perplexity-ratio", max_perplexity_ratio, most=math.inf)
-    _require_bound("--min-passkey", min_passkey, most=1.0)
+    limits = asking.limits_of(max_perplexity_ratio, min_passkey)
     opened = open_source(o.source_of(source, revision, token, cache_dir))
     console = lab.console_of(as_json=as_json, quiet=quiet)
-    choice = lab.choice_of(
+    choice = asking.choice_of(
         engine=engine,
         endpoint=endpoint,
         served_name=served_name,
@@ -78,7 +75,7 @@ def smoke(
         length=None if length is None else parse_tokens(length, option="--length"),
         choice=choice,
         texts=text or (),
-        limits=Limits(perplexity_ratio=max_perplexity_ratio, passkey=min_passkey),
+        limits=limits,
         passkey=passkey,
         family=family,
         say=console.step,
@@ -92,28 +89,12 @@ def smoke(
     end_with(console, report)
 
 
-def _require_bound(option: str, value: float, *, most: float) -> None:
-    """Raises :class:`UsageError` for a bound that nothing could be held to."""
-    if not (math.isfinite(value) and 0.0 <= value <= most and (value or most == 1.0)):
-        raise UsageError(
-            f"{option} can't be held",
-            code="bad-number",
-            key=option,
-            expected="a share from 0 to 1" if most == 1.0 else "a positive number",
-            found=f"{value:g}",
-        )
-
-
 def end_with(console: Console, report: SmokeReport) -> None:
     """Ends with 4 for a report that isn't ok, after saying what failed."""
-    if report.ok:
+    from ctxextend.lab.smoke import failure_of
+
+    error = failure_of(report)
+    if error is None:
         return
-    failed = [check for check in report.checks if not check.ok]
-    error = GateError(
-        f"{len(failed)} of {len(report.checks)} checks failed: {', '.join(check.name for check in failed)}",
-        code="smoke-failed",
-        file=report.source,
-        found="; ".join(f"{check.name}: {check.detail}" for check in failed),
-    )
     console.failure(error)
     raise typer.Exit(error.exit_code)

@@ -9,8 +9,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from ctxextend.errors import GateError
 from ctxextend.lab.names import BOUNDS
-from ctxextend.lab.results import Curve, Gate, Rate, Short
+from ctxextend.lab.results import Curve, Evaluation, Gate, Rate, Short
 from ctxextend.lengths import show_tokens
 
 #: Figure and where it was measured.
@@ -93,3 +94,28 @@ def _held(measured: Measured, bounds: Mapping[str, float]) -> Iterator[Gate]:
 def _keeps(value: float, bound: float, *, most: bool) -> bool:
     """Whether a figure keeps its bound; one that is no number doesn't."""
     return value <= bound if most else value >= bound
+
+
+def failure_of(found: Evaluation, *, gate: bool) -> GateError | None:
+    """What an evaluation ends with that missed a bound; with ``gate`` also one that could be held to none."""
+    missed = [each for each in found.gates if not each.ok]
+    if missed:
+        worst = missed[0]
+        side = "at most" if BOUNDS[worst.name].most else "at least"
+        return GateError(
+            f"{len(missed)} of {len(found.gates)} bounds missed: {', '.join(each.name for each in missed)}",
+            code="gate-missed",
+            file=found.source,
+            key=BOUNDS[worst.name].option,
+            expected=f"{side} {worst.bound:g}",
+            found=worst.where if worst.measured is None else f"{worst.measured:.4g} {worst.where}",
+        )
+    if gate and not found.gates:
+        return GateError(
+            "nothing was measured that a bound is for",
+            code="nothing-held",
+            file=found.source,
+            key="--gate",
+            hint="--lengths past the trained one, --tasks passkey, or --against BASE",
+        )
+    return None

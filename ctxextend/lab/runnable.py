@@ -12,9 +12,11 @@ from ctxextend.formats.gguf_keys import POSITION_TABLE
 from ctxextend.formats.hf_positions import read_positions
 from ctxextend.formats.hf_read import text_config
 from ctxextend.inspection import Inspection
-from ctxextend.lab.engines import Choice, engine_of
+from ctxextend.lab.engines import Choice, engine_of, require_modules
+from ctxextend.lab.engines.libllama import library
 from ctxextend.lab.names import NOT_CAUSAL
 from ctxextend.pipeline import Opened
+from ctxextend.plan import Plan
 from ctxextend.runtimes.auto_classes import kind_of
 
 
@@ -39,6 +41,22 @@ def require_next_token(opened: Opened, inspection: Inspection) -> None:
         found=str(inspection.model_type),
         hint=hint,
     )
+
+
+def require_runnable(opened: Opened, inspection: Inspection, plan: Plan) -> None:
+    """Raises before anything is written where what the plan makes of the source couldn't be run here.
+
+    :class:`RefusedError` for a model that can't be, :class:`UsageError` for what isn't installed.
+    """
+    require_next_token(opened, inspection)
+    if plan.to == "gguf":
+        library()
+        return
+    require_modules("torch", "transformers", "accelerate")
+    if opened.contents.gguf is None:
+        from ctxextend.lab.engines.transformers import require_class
+
+        require_class(opened.contents.config, file="config.json")
 
 
 def most_tokens(opened: Opened, inspection: Inspection, choice: Choice) -> int | None:

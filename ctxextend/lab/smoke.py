@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec import Struct
 
-from ctxextend.errors import CtxextendError, UsageError
+from ctxextend.errors import CtxextendError, GateError, UsageError
 from ctxextend.inspection import Inspection
 from ctxextend.lab import retrieval
 from ctxextend.lab.engines.base import Engine
@@ -109,6 +109,19 @@ class SmokeReport(Struct, frozen=True, kw_only=True):
     tokens: int
     tokens_per_second: float
     seconds: float
+
+
+def failure_of(report: SmokeReport) -> GateError | None:
+    """What a report that isn't ok ends with; None for one that is."""
+    if report.ok:
+        return None
+    failed = [check for check in report.checks if not check.ok]
+    return GateError(
+        f"{len(failed)} of {len(report.checks)} checks failed: {', '.join(check.name for check in failed)}",
+        code="smoke-failed",
+        file=report.source,
+        found="; ".join(f"{check.name}: {check.detail}" for check in failed),
+    )
 
 
 #: Called with what is done next.

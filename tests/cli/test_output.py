@@ -16,9 +16,10 @@ from typer.main import get_command
 
 from ctxextend.cli import app
 from ctxextend.cli.console import InterruptError, show_error
-from ctxextend.cli.lab_options import bounds_of, console_of, require_gated, resumable
+from ctxextend.cli.lab_options import console_of, resumable
 from ctxextend.cli.options import settings_of
 from ctxextend.errors import RefusedError, UsageError
+from ctxextend.lab.asking import bounds_of, require_gated
 from ctxextend.lab.names import BOUNDS
 from ctxextend.methods import METHODS
 from ctxextend.version import VERSION
