@@ -409,5 +409,5 @@ def export_name(contents: Contents, recipe: Recipe, change: Change, action: Expo
     name = default_gguf_name(contents, change.method, change.target).removesuffix(".gguf")
     if says_nothing(recipe):
         outtypes = action.outtypes
-        name = f"{contents.name}-{outtypes[0].upper()}" if len(outtypes) == 1 else f"{contents.name}{FOLDER}"
-    return f"{name}.gguf" if action.single else name
+        name = f"{contents.name}-{outtypes[0].upper()}" if len(outtypes) == 1 else contents.name
+    return f"{name}.gguf" if action.single else f"{name}{FOLDER}"

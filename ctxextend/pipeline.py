@@ -14,7 +14,7 @@ from ctxextend.apply import Manifest, Options, Progress, check_actions, convert,
 from ctxextend.check import check, meant_by, meant_by_plan
 from ctxextend.checkpoint import Source
 from ctxextend.checkpoint.directory import read_json
-from ctxextend.checkpoint.gguf_file import shard_names
+from ctxextend.checkpoint.gguf_file import first_shard, shard_names
 from ctxextend.contents import Contents, Note
 from ctxextend.errors import RefusedError, UsageError
 from ctxextend.export_plan import make_export_plan
@@ -42,6 +42,7 @@ __all__ = [
     "Opened",
     "check_run",
     "check_source",
+    "checkpoints_in",
     "inspect_source",
     "meaning_of",
     "open_source",
@@ -338,6 +339,14 @@ def _maker(plan: Plan, contents: Contents) -> Callable[..., Manifest]:
     from ctxextend.import_apply import import_gguf
 
     return import_gguf
+
+
+def checkpoints_in(output: Path) -> list[Path]:
+    """The checkpoints that a conversion has written: a folder of safetensors, or each GGUF file by its first part."""
+    if output.is_file() or (output / "config.json").exists():
+        return [output]
+    files = sorted(output.glob("*.gguf"))
+    return [file for file in files if first_shard(file.name) == file.name]
 
 
 def run_in_place(plan: Plan, opened: Opened) -> tuple[Path, Manifest]:

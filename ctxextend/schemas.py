@@ -37,6 +37,8 @@ from ctxextend.lab.smoke import SmokeReport
 from ctxextend.lab.verbs import Laid
 from ctxextend.plan import Plan
 from ctxextend.record import Record
+from ctxextend.release.results import RunResult, VariantResult
+from ctxextend.release.writing import WrittenRecipe
 from ctxextend.runtimes.overrides import Overrides
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -45,10 +47,11 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 class PrintedManifest(Manifest, frozen=True, kw_only=True):
     """What was written: the plan, what the files are, what was verified, which tensors were changed.
 
-    In what is printed alone, ``smoke``: what ``convert --smoke`` found in each output, and ``push``: what became of it
-    on the Hub.
+    In what is printed alone, ``path``: where the output lies, ``smoke``: what ``convert --smoke`` found in each output,
+    and ``push``: what became of it on the Hub.
     """
 
+    path: str | UnsetType = UNSET
     smoke: tuple[SmokeReport, ...] | UnsetType = UNSET
     push: Pushed | UnsetType = UNSET
 
@@ -159,6 +162,17 @@ _DOCUMENTS: Final = (
         "what it took. Lines are written as they come, so that a run that was cut short goes on from there.",
     ),
     Published(title="What was published", where="`push --json`; in the manifest of `convert --push`", types=(Pushed,)),
+    Published(title="A recipe for a checkpoint", where="`recipe init --json`", types=(WrittenRecipe,)),
+    Published(
+        title="What became of a recipe",
+        where="`run --json`; `results.json` in a recipe's folder",
+        types=(RunResult,),
+    ),
+    Published(
+        title="What became of one variant of a recipe",
+        where="`run.json` in its folder, written as the run goes",
+        types=(VariantResult,),
+    ),
     Published(title="The methods", where="`methods --json`", types=(MethodsDocument,)),
     Published(title="The families", where="`families --json`", types=(FamiliesDocument,)),
     Published(title="The runtimes", where="`runtimes --json`", types=(RuntimesDocument,)),

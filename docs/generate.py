@@ -37,6 +37,8 @@ COMMANDS = (
     "eval",
     "compare",
     "push",
+    "run",
+    "recipe init",
     "methods",
     "families",
     "runtimes",
@@ -74,7 +76,7 @@ def commands_page() -> str:
     runner = CliRunner()
     parts = ["# Commands\n"]
     for command in COMMANDS:
-        result = runner.invoke(app, [command, "--help"], prog_name="ctxextend", terminal_width=100)
+        result = runner.invoke(app, [*command.split(), "--help"], prog_name="ctxextend", terminal_width=100)
         parts.append(f"## ctxextend {command}\n\n```text\n{result.stdout.strip()}\n```\n")
     return "\n".join(parts)
 

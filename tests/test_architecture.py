@@ -41,6 +41,7 @@ ROOMS = (
     ("pipeline",),
     ("hub",),
     ("lab",),
+    ("release",),
     ("schemas",),
     ("cli",),
 )

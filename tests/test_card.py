@@ -24,8 +24,10 @@ from ctxextend.contents import GgufValue
 from ctxextend.encoding import PlanWarning
 from ctxextend.plan import SourceRef
 from ctxextend.recipe import Recipe
+from ctxextend.release.asked import recipe_of
+from ctxextend.release.document import OutputPart
 from tests.golden.support import after_texts, contents, planned
-from tests.golden.test_recipes import FILES, RECIPES, loaded
+from tests.golden.test_recipes import CONFIGS, RECIPES, document_of
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 DASH = "\N{EN DASH}"
@@ -70,10 +72,11 @@ It is *good*.
 
 def made(recipe: str, folder: Path) -> Manifest:
     """The manifest of a worked recipe, on the published config of its source, as a repository of the Hub."""
-    name, wanted = loaded(recipe)
-    source = yaml.safe_load((RECIPES / recipe).read_text())["source"]
-    checkpoint = msgspec.structs.replace(contents(name), source=source, revision=COMMIT)
-    plan = planned(checkpoint, wanted)
+    document = document_of(recipe)
+    checkpoint = msgspec.structs.replace(
+        contents(document.source.split("/")[-1]), source=document.source, revision=COMMIT
+    )
+    plan = planned(checkpoint, recipe_of(document, OutputPart()))
     for file, text in after_texts(checkpoint, plan).items():
         (folder / file).write_text(text)
     return Manifest(version="0.1.0", plan=plan, files=(), verified=verify(plan, folder))
@@ -416,7 +419,7 @@ def test_nothing_is_claimed_that_was_not_done(qwen: Manifest, method: str, said:
         assert claim not in text
 
 
-@pytest.mark.parametrize("recipe", FILES)
+@pytest.mark.parametrize("recipe", CONFIGS)
 def test_the_card_of_each_worked_recipe(recipe: str, tmp_path: Path) -> None:
     manifest = made(recipe, tmp_path)
     plan = manifest.plan

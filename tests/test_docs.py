@@ -25,6 +25,7 @@ PAGES = (
     "docs/guides/evidence.md",
     "docs/guides/baking.md",
     "docs/guides/positions.md",
+    "docs/guides/recipes.md",
 )
 PUBLISHING = "docs/guides/publish.md"
 OTHER_PAGES = (PUBLISHING, "docs/index.md", "docs/concepts.md", "docs/decisions.md", "docs/evidence.md", "CHANGELOG.md")
@@ -66,12 +67,23 @@ def put_models_without_rope(folder: Path) -> None:
             shutil.copy(ROOT / "demo" / "checkpoint" / name, place)
 
 
+def put_recipes(page: str, folder: Path) -> None:
+    """The recipe that comes with the project, which the page shows as it is, and the one of its matrix."""
+    whole, matrix = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    ours = (ROOT / "demo" / "recipe.yaml").read_text(encoding="utf-8")
+    assert "".join(line for line in ours.splitlines(keepends=True) if not line.startswith("#")) == whole
+    shutil.copy(ROOT / "demo" / "recipe.yaml", folder / "demo")
+    (folder / "build" / "matrix.yaml").write_text(matrix, encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run_in_order(page: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the README in processes of their own, the others in this one."""
     monkeypatch.chdir(workplace)
     if page.endswith("positions.md"):
         put_models_without_rope(workplace)
+    if page.endswith("recipes.md"):
+        put_recipes(page, workplace)
     commands = list(console_commands(page))
     assert commands
     for command, code in commands:

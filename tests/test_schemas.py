@@ -87,6 +87,7 @@ def book(place: Path, text: tuple[str, str]) -> Book:
         measurements(book, place, text)
     with mock.patch.object(verbs, "read_documents", return_value=read_documents(text[1:])):
         smokes(book, place, text)
+    recipes(book, place, text)
     errors(book, place)
     pushes(book, place)
     return book
@@ -208,6 +209,25 @@ def smokes(book: Book, place: Path, text: tuple[str, str]) -> None:
     book.call("smoke", place / "broken", "--length", "64", *text, code=4)
     to_gguf = ("--to", "gguf", "--outtype", "f16", "--out", place / "smoked.gguf")
     book.call("convert", DEMO, "--method", "yarn", "--target", "512", *to_gguf, "--smoke")
+
+
+def recipes(book: Book, place: Path, text: tuple[str, str]) -> None:
+    """Written, carried out, failed; with numbers that are finite and others."""
+    book.call("recipe", "init", DEMO, "--target", "1k")
+    book.call("recipe", "init", DEMO, "--target", "1k", "--out", place / "begun.yaml")
+    recipe = place / "recipe.yaml"
+    matrix = f"matrix:\n  source: [{DEMO}, {place / 'broken'}]\nmethod: yarn\ntarget: 1k\nout: {place / 'run'}\n"
+    measured = (
+        f"eval: {{lengths: [320], tasks: perplexity, windows: 1, text: {text[1]}, bounds: {{perplexity-ratio: 2}}}}\n"
+    )
+    recipe.write_text(f"{matrix}outputs: [{{name: long}}]\n{measured}")
+    book.call("run", recipe, "--dry-run")
+    book.call("run", recipe, code=4)
+    book.call("run", recipe, "--shard", "1/2")
+    book.call("run", recipe, "--merge", code=4)
+    for state in sorted((place / "run").rglob("run.json")):
+        book.keep(read_json(state), "run.json")
+    book.keep(read_json(place / "run" / "results.json"), "results.json")
 
 
 def errors(book: Book, place: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
+from pathlib import Path
 
 from ctxextend.errors import UsageError
 
@@ -12,6 +14,7 @@ def check_token(token: str | None) -> None:
     """Raises :class:`UsageError` for a token, given or saved, that no header can hold; without showing it."""
     from huggingface_hub import get_token
 
+    _forget_unreadable_login()
     sent = token or get_token() or ""
     if not sent.isascii() or not sent.isprintable() or " " in sent:
         raise UsageError(
@@ -19,6 +22,22 @@ def check_token(token: str | None) -> None:
             code="token",
             hint="copy the token again from https://huggingface.co/settings/tokens",
         )
+
+
+def _forget_unreadable_login() -> None:
+    """A login that lies where nobody may look is none, as one that isn't there is.
+
+    The client would end every call with it, those with a token of their own too: ``HOME`` is ``/dev/null``, or another
+    user's, where services and containers run.
+    """
+    from huggingface_hub import constants
+
+    try:
+        Path(constants.HF_TOKEN_PATH).read_bytes()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        constants.HF_TOKEN_PATH = os.devnull
 
 
 def without_secrets(text: str, token: str | None) -> str:

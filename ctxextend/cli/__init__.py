@@ -14,6 +14,8 @@ from ctxextend.cli.inspect import inspect
 from ctxextend.cli.listings import families, methods, runtimes
 from ctxextend.cli.plan import plan
 from ctxextend.cli.push import push
+from ctxextend.cli.recipe import app as recipe
+from ctxextend.cli.run import run
 from ctxextend.cli.smoke import smoke
 from ctxextend.version import VERSION
 
@@ -34,12 +36,14 @@ _COMMANDS: Final = (
     (evaluate, "How good a model is along its context."),
     (compare, "Which method to ship, by measurement."),
     (push, "Publish a checkpoint on the Hub."),
+    (run, "Carry a recipe out, step by step."),
     (methods, "The methods and their parameters."),
     (families, "The model families that are known."),
     (runtimes, "The runtimes whose reading is known."),
 )
 for command, summary in _COMMANDS:
     app.command("eval" if command is evaluate else None, short_help=summary)(command)
+app.add_typer(recipe)
 
 
 def _version(asked: bool) -> None:

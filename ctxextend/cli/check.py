@@ -39,6 +39,7 @@ def check(
             help=f"The runtimes that must agree, comma-separated; NAME@VERSION too. Otherwise those of the plan "
             f"that made the checkpoint, or {o.RUNTIMES_DEFAULT}.",
             show_default=False,
+            autocompletion=o.complete_runtimes,
         ),
     ] = None,
     fix: Annotated[

@@ -26,9 +26,12 @@ def compare(
         typer.Option(
             metavar="LIST",
             help="The methods to try; none is the model as it is, ntk:headroom=1.25 sets a parameter.",
+            autocompletion=o.complete_methods,
         ),
     ] = METHODS_DEFAULT,
-    tasks: Annotated[str, typer.Option(metavar="LIST", help=f"Of {', '.join(TASKS)}.")] = "perplexity,passkey,short",
+    tasks: Annotated[
+        str, typer.Option(metavar="LIST", help=f"Of {', '.join(TASKS)}.", autocompletion=o.complete_tasks)
+    ] = "perplexity,passkey,short",
     text: lab.TextOpt = None,
     windows: lab.WindowsOpt = 1,
     samples: lab.SamplesOpt = 1,

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -171,10 +171,13 @@ def show_error(error: CtxextendError, *, as_json: bool) -> None:
     if as_json and rank() == 0:
         sys.stdout.write(json.dumps(msgspec.to_builtins(error_document(error)), indent=2) + "\n")
         return
-    details = error.details()
+    show_details(error.details(), before=f"rank {rank()}: " if rank() else "")
+
+
+def show_details(details: Mapping[str, object], *, before: str = "") -> None:
+    """An error's fields as lines on stderr; ``before`` says whose it is."""
     where = ", ".join(str(details[part]) for part in ("file", "key") if part in details)
-    who = f"rank {rank()}: " if rank() else ""
-    lines = [f"{who}error: {error.message}"]
+    lines = [f"{before}error: {details['message']}"]
     if where:
         lines.append(f"   where: {where}")
     lines += [f"{part:>8}: {details[part]}" for part in ("expected", "found", "hint") if part in details]

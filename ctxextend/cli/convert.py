@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import msgspec
 import typer
@@ -11,13 +11,20 @@ import typer
 from ctxextend.apply import OVERRIDES, Manifest, Options, check_actions, plan_from
 from ctxextend.changes import size_bytes
 from ctxextend.checkpoint.directory import read_json
-from ctxextend.checkpoint.gguf_file import first_shard
 from ctxextend.cli import options as o
 from ctxextend.cli.console import Console
 from ctxextend.cli.plan import show_plan
 from ctxextend.errors import CtxextendError, GateError, UsageError
 from ctxextend.lengths import show_bytes
-from ctxextend.pipeline import check_run, inspect_source, open_source, plan_source, run_in_place, run_plan
+from ctxextend.pipeline import (
+    check_run,
+    checkpoints_in,
+    inspect_source,
+    open_source,
+    plan_source,
+    run_in_place,
+    run_plan,
+)
 from ctxextend.plan import Plan
 from ctxextend.recipe import PUBLISHING, Recipe
 
@@ -243,7 +250,7 @@ def _finish(
     publishing: PushOptions | None,
 ) -> None:
     """Show what was written; with ``smoke`` run it then, and end with 4 where that fails; publish what is left."""
-    document = msgspec.to_builtins(manifest)
+    document = _printed(path, manifest)
     if not console.as_json:
         show_result(console, path, manifest)
     if smoke:
@@ -285,7 +292,7 @@ def _smoked(console: Console, path: Path, *, family: str | None) -> list[SmokeRe
 
     reports: list[SmokeReport] = []
     try:
-        for output in _outputs(path):
+        for output in checkpoints_in(path):
             # A GGUF file names its architecture itself.
             known_as = None if output.suffix == ".gguf" else family
             reports.append(smoke_source(open_source(str(output)), family=known_as, say=console.step))
@@ -305,14 +312,6 @@ def _smoked(console: Console, path: Path, *, family: str | None) -> list[SmokeRe
             # What convert prints is the output's path alone.
             console.draw_note(smoke_page(report))
     return reports
-
-
-def _outputs(path: Path) -> list[Path]:
-    """The checkpoints that a conversion has written: a folder of safetensors, or each GGUF file by its first part."""
-    if path.is_file() or (path / "config.json").exists():
-        return [path]
-    files = sorted(path.glob("*.gguf"))
-    return [file for file in files if first_shard(file.name) == file.name]
 
 
 def _refuse_beside_in_place(**given: object) -> None:
@@ -341,10 +340,15 @@ def _saved_plan(path: Path, recipe: Recipe) -> Plan:
     return plan_from(read_json(path), file=str(path))
 
 
+def _printed(path: Path, manifest: Manifest) -> dict[str, Any]:
+    """The manifest as it is printed, with where the output lies."""
+    return {**msgspec.to_builtins(manifest), "path": str(path)}
+
+
 def show_result(console: Console, path: Path, manifest: Manifest) -> None:
     """What was written where, and what each runtime reads in it."""
     if console.as_json:
-        console.document(manifest)
+        console.document(_printed(path, manifest))
         return
     console.line(str(path))
     _show_read(console, manifest)

@@ -46,7 +46,12 @@ def evaluate(
         typer.Option(metavar="LIST", help="Such as 8k,32k; the trained and the stated length.", show_default=False),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(metavar="LIST", help=f"Of {', '.join(TASKS)}; short comes with --against.")
+        str,
+        typer.Option(
+            metavar="LIST",
+            help=f"Of {', '.join(TASKS)}; short comes with --against.",
+            autocompletion=o.complete_tasks,
+        ),
     ] = TASKS_DEFAULT,
     text: lab.TextOpt = None,
     windows: lab.WindowsOpt = 2,

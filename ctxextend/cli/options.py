@@ -15,6 +15,54 @@ from ctxextend.lengths import parse_bytes, parse_tokens
 from ctxextend.recipe import Recipe, allowed, runtimes_of
 from ctxextend.runtimes import DEFAULT_RUNTIMES
 
+
+def complete_method(incomplete: str) -> list[str]:
+    """Names of methods for a shell's completion, built-in ones alone: it loads no plug-in."""
+    from ctxextend.methods import METHODS, POSITION_METHODS
+
+    return _beginning(incomplete, ("auto", *METHODS, *POSITION_METHODS))
+
+
+def complete_methods(incomplete: str) -> list[str]:
+    """The same for a list with commas, of methods to compare."""
+    from ctxextend.lab.names import UNTOUCHED
+    from ctxextend.methods import METHODS
+
+    return _listing(incomplete, (UNTOUCHED, *METHODS))
+
+
+def complete_family(incomplete: str) -> list[str]:
+    """Names of families for a shell's completion."""
+    from ctxextend.families import FAMILIES
+
+    return _beginning(incomplete, FAMILIES)
+
+
+def complete_runtimes(incomplete: str) -> list[str]:
+    """Names of runtimes for a shell's completion, in a list with commas."""
+    from ctxextend.runtimes import GGUF_RUNTIMES, READERS
+
+    return _listing(incomplete, (*(reader.runtime for reader in READERS), *GGUF_RUNTIMES))
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """What can be measured, for a shell's completion, in a list with commas."""
+    from ctxextend.lab.names import TASKS
+
+    return _listing(incomplete, TASKS)
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+def _listing(incomplete: str, names: Iterable[str]) -> list[str]:
+    """The last part of a list completed, with the parts before it; what is named there isn't offered again."""
+    before, comma, last = incomplete.rpartition(",")
+    taken = before.split(",")
+    return [before + comma + name for name in _beginning(last, names) if name not in taken]
+
+
 SourceArg = Annotated[
     str,
     typer.Argument(
@@ -34,7 +82,15 @@ TokenOpt = Annotated[
     Optional[str], typer.Option(help="Hub token; HF_TOKEN or a saved login otherwise.", show_default=False)
 ]
 CacheOpt = Annotated[Optional[Path], typer.Option("--cache-dir", help="The Hub cache to use.", show_default=False)]
-MethodOpt = Annotated[str, typer.Option("--method", "-m", help="A method ('ctxextend methods' lists them), or auto.")]
+MethodOpt = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        "-m",
+        help="A method ('ctxextend methods' lists them), or auto.",
+        autocompletion=complete_method,
+    ),
+]
 TargetOpt = Annotated[
     Optional[str],
     typer.Option("--target", "-t", help="The new context length: 128k is 131072.", show_default=False),
@@ -68,11 +124,19 @@ FineTuneOpt = Annotated[
     typer.Option("--fine-tune", help="Whether the result will be trained further (for auto)."),
 ]
 FamilyOpt = Annotated[
-    Optional[str], typer.Option("--family", help="Treat the model as this family.", show_default=False)
+    Optional[str],
+    typer.Option(
+        "--family", help="Treat the model as this family.", show_default=False, autocompletion=complete_family
+    ),
 ]
 RuntimesOpt = Annotated[
     str,
-    typer.Option("--runtimes", metavar="LIST", help="The runtimes that must agree, comma-separated; NAME@VERSION too."),
+    typer.Option(
+        "--runtimes",
+        metavar="LIST",
+        help="The runtimes that must agree, comma-separated; NAME@VERSION too.",
+        autocompletion=complete_runtimes,
+    ),
 ]
 CarrierOpt = Annotated[
     Literal["auto", "native", "factors"],
@@ -193,6 +257,24 @@ def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
             )
         settings[key] = _value(text)
     return settings
+
+
+def variables_of(pairs: Iterable[str]) -> dict[str, str]:
+    """``--var KEY=VALUE`` pairs, as text. Raises :class:`UsageError` for one that can't be read, or given twice."""
+    variables: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key or key in variables:
+            raise UsageError(
+                "a variable is given twice" if key in variables else "a variable can't be read",
+                code="bad-variable",
+                key="--var",
+                expected="KEY=VALUE",
+                found=pair,
+                hint="such as --var org=my-org",
+            )
+        variables[key] = text
+    return variables
 
 
 def _value(text: str) -> Any:

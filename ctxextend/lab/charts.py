@@ -13,9 +13,11 @@ from __future__ import annotations
 import functools
 import html
 import io
+import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -244,6 +246,19 @@ def bar_chart(bars: Sequence[Bar], *, parts: Sequence[tuple[str, int]], width: i
     return figure
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without matplotlib's advice on where its cache should be: a home needn't be writable, or be there at all."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet()
 def to_png(draw: Callable[..., Figure], title: str) -> bytes:
     """A chart on white, 2000 pixels wide, with its title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -256,6 +271,7 @@ def to_png(draw: Callable[..., Figure], title: str) -> bytes:
     return out.getvalue()
 
 
+@_quiet()
 def to_svg(draw: Callable[..., Figure], *, name: str, width: int, description: str) -> str:
     """A chart as an ``svg`` element for a page, without title; ``description`` is read to those who don't see it."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -139,6 +139,12 @@ def _read_manifest(path: Path) -> _Manifest | None:
     return found if found.schema.startswith(_SCHEMA) else None
 
 
+def is_unchanged(out: Path) -> bool:
+    """Whether an output of ours is there, each file as its manifest says that it was written."""
+    manifest = _read_manifest(manifest_of(out)) if out.exists() else None
+    return manifest is not None and _changed(out, manifest) is None
+
+
 def _changed(out: Path, manifest: _Manifest) -> str | None:
     """The first file of an earlier output that isn't as its manifest says; None where all are."""
     listed = {file.path: file for file in manifest.files}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -434,3 +435,18 @@ def test_where_the_library_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UsageError) as caught:
         libllama._found()
     assert (caught.value.code, caught.value.hint) == ("missing-extra", "pip install xllamacpp")
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("libgomp.so.1: cannot open shared object file: No such file or directory", "libgomp.so.1"),
+        ("/somewhere/libllama.so: cannot open shared object file: No such file or directory", "pip install"),
+    ],
+)
+def test_what_a_library_misses_is_what_the_hint_names(said: str, hint: str) -> None:
+    """As glibc's loader says it, of a slim image without OpenMP's library, and of a path with nothing there."""
+    with mock.patch("ctypes.CDLL", side_effect=OSError(said)), pytest.raises(UsageError) as raised:
+        libllama.Library("/somewhere/libllama.so", "")
+    assert raised.value.hint is not None
+    assert hint in raised.value.hint

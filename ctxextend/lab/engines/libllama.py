@@ -13,6 +13,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -162,8 +163,15 @@ class Library:
         try:
             self._library = c.CDLL(path)
         except OSError as error:
+            # The library is there where it is another one that it misses, such as libgomp.so.1 in slim images.
+            missing = re.match(r"(lib[\w.+-]+): cannot open shared object file", str(error))
+            other = missing is not None and missing[1] not in path
             raise UsageError(
-                "the llama.cpp library can't be loaded", code="missing-extra", file=path, found=str(error), hint=_HINT
+                "the llama.cpp library can't be loaded",
+                code="missing-extra",
+                file=path,
+                found=str(error),
+                hint=f"install the system's package with {missing[1]}" if missing is not None and other else _HINT,
             ) from None
         for name, result, arguments in _FUNCTIONS:
             function = getattr(self._library, name, None)

@@ -14,6 +14,12 @@ def rank() -> int:
     return int(stated) if stated.isdecimal() else 0
 
 
+def processes() -> int:
+    """How many processes torchrun started; 1 where this one is alone."""
+    stated = os.environ.get("WORLD_SIZE", "")
+    return int(stated) if stated.isdecimal() else 1
+
+
 def is_first() -> bool:
     """Whether this is the process that speaks and writes."""
     return rank() == 0
@@ -25,12 +31,12 @@ def agreed(value: Value) -> Value:
     Whatever decides what is read must be the same everywhere: a forward waits for all. Every process must call
     this, in the same order.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+    if processes() < 2:
         return value
-    import torch.distributed as processes
+    import torch.distributed as group
 
-    if not processes.is_available() or not processes.is_initialized() or processes.get_world_size() < 2:
+    if not group.is_available() or not group.is_initialized() or group.get_world_size() < 2:
         return value
-    held: list[Value | None] = [value if processes.get_rank() == 0 else None]
-    processes.broadcast_object_list(held, src=0)
+    held: list[Value | None] = [value if group.get_rank() == 0 else None]
+    group.broadcast_object_list(held, src=0)
     return held[0]  # type: ignore[return-value]  # filled by the first process

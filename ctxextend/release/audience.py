@@ -1,0 +1,37 @@
+"""Who is told what a run does: nobody, unless the command line or a caller listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ctxextend.apply import Progress, silent
+from ctxextend.encoding import PlanWarning
+from ctxextend.lab.verbs import Laid
+from ctxextend.release.results import StepResult
+
+
+class Audience:
+    """Told of each step as it comes; every method may be overridden."""
+
+    def begins(self, step: StepResult, *, variant: str, number: int, of: int) -> None:
+        """A step begins: the ``number``-th ``of`` all in its variant."""
+
+    def ended(self, step: StepResult) -> None:
+        """It has ended, well or not, or is as it was."""
+
+    def warned(self, warnings: Sequence[PlanWarning], *, variant: str) -> None:
+        """What the plans of a variant warn of, before anything is written."""
+
+    def say(self, text: str) -> None:
+        """What is done next within a step."""
+
+    @contextmanager
+    def copying(self, _size_bytes: int) -> Iterator[Progress]:
+        """While a conversion writes."""
+        yield silent
+
+    @contextmanager
+    def measuring(self) -> Iterator[tuple[Callable[[Laid], object], Progress]]:
+        """While an evaluation reads: told what it will take, and of each result."""
+        yield (lambda _laid: None), silent
