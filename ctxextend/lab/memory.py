@@ -114,12 +114,12 @@ def chunk_tokens(length: int, widths: Widths, *, answers: bool, on_cpu: bool = F
 def row_bytes(attention: Attention, *, heads: int, on_cpu: bool, even: bool) -> int:
     """What a query and key pair takes in a layer. ``even``: queries and values are equally wide.
 
-    Scores are held thrice, in 32 bits for every head. The CPU's fused kernel doesn't take uneven heads, and is
-    given masks of bits and of numbers.
+    Scores are held thrice, in 32 bits for every head. The CPU's fused kernel doesn't take uneven heads. Lean attention
+    makes no mask; the stock one is given masks of bits and of numbers.
     """
     if attention == "eager" or (on_cpu and not even):
         return 12 * heads
-    return 0 if attention == "lean" and not on_cpu else 5
+    return 0 if attention == "lean" else 5
 
 
 def same_widths(number: Callable[[str], Any]) -> bool:

@@ -75,11 +75,10 @@ def test_an_8b_model_at_128k_on_a_card_keeps_within_what_was_asked() -> None:
     need = estimate(inspected(LLAMA_8B), length=131072, setup=CARD)
     assert need.kv_cache == 16 << 30
     assert need.activations <= 1.5e9
-    masked = estimate(inspected(LLAMA_8B), length=131072, setup=Setup(weight_bytes=2))
-    # 256 MiB hold 128 tokens of 128256 logits, twelve bytes each, and the CPU's 512 MiB hold 320; the masks there are
-    # five bytes by 131072.
+    there = estimate(inspected(LLAMA_8B), length=131072, setup=Setup(weight_bytes=2))
+    # 256 MiB hold 128 tokens of 128256 logits, twelve bytes each, and the CPU's 512 MiB hold 320; no masks are made.
     each = 12 * (14336 + 128256)
-    assert (need.activations, masked.activations) == (128 * each, 320 * (each + 5 * 131072))
+    assert (need.activations, there.activations) == (128 * each, 320 * each)
 
 
 def test_latent_attention_expands_a_layer_of_its_cache() -> None:
@@ -159,12 +158,12 @@ def test_the_cpus_kernel_doesnt_take_heads_of_two_widths() -> None:
         "qk_rope_head_dim": 64,
         "v_head_dim": 128,
     }
-    for width, pair in ((128, 12 * 32), (192, 5)):
+    for width, pair in ((128, 12 * 32), (192, 0)):
         inspection = inspected({**latent, "v_head_dim": width})
         need = estimate(inspection, length=65536)
         room = 4 << 30
         count = whole_tokens(inspection, need.total - need.activations + room, length=65536)
-        # 32 heads' scores of twelve bytes, or a mask's five bytes; what a layer makes of a token and of its cache.
+        # 32 heads' scores of twelve bytes, or nothing; what a layer makes of a token and of its cache.
         a_token = 12 * 14336 + 32 * (128 + 64 + width) * 2
         taken = [pair * n * n + a_token * n + 64 * 12 * 128256 for n in (count, count + 1)]
         assert taken[0] <= room < taken[1]
@@ -200,8 +199,8 @@ def test_a_plain_forward_is_as_long_as_fits_beside_the_rest() -> None:
     need = estimate(inspection, length=131072, setup=Setup(weight_bytes=2))
     beside = need.total - need.activations
     count = whole_tokens(inspection, beside + (4 << 30), length=131072, setup=Setup(weight_bytes=2))
-    # The mask is five bytes a pair; twelve times 14336 numbers are made of a token, and of 64 the logits.
-    taken = [5 * n * n + 12 * 14336 * n + 64 * 12 * 128256 for n in (count, count + 1)]
+    # No mask is made; twelve times 14336 bytes are made of a token, and of 64 the logits.
+    taken = [12 * 14336 * n + 64 * 12 * 128256 for n in (count, count + 1)]
     assert taken[0] <= 4 << 30 < taken[1]
     assert whole_tokens(inspection, beside, length=131072, setup=Setup(weight_bytes=2)) == 0
     assert whole_tokens(inspection, beside + (4 << 30), length=100, setup=Setup(weight_bytes=2)) == 100

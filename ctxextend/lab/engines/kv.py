@@ -7,10 +7,8 @@ layers of any other kind (sliding, recurrent, shared) stay as transformers makes
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Final
-
-from ctxextend.lab.memory import LONGEST_CPU_CHUNK
 
 #: The name under which attention that repeats nothing is known to transformers.
 LEAN: Final = "ctxextend_lean"
@@ -118,11 +116,6 @@ def use_lean_attention(model: Any) -> bool:
     return True
 
 
-def drop_masks() -> None:
-    """Give back the masks that layers share: of a long text they are large."""
-    _diagonal.cache_clear()
-
-
 @cache
 def _register() -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -170,8 +163,17 @@ def _attend(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     mask = attention_mask
     extra = any(settings.get(name) is not None for name in ("position_bias", "softcap", "s_aux"))
-    if mask is None and causal and not extra and asked not in (1, seen) and _is_cpu(query.device):
-        return _in_blocks(query, key, value, scaling).transpose(1, 2).contiguous(), None
+    even = query.shape[-1] == value.shape[-1]
+    if (
+        mask is None
+        and causal
+        and not extra
+        and asked not in (1, seen)
+        and _is_cpu(query.device)
+        and even
+        and _kernel()
+    ):
+        return _in_two(query, key, value, scaling).transpose(1, 2).contiguous(), None
     if mask is None and causal and asked not in (1, seen):
         mask = bias.causal_lower_right(asked, seen)
     ours = isinstance(mask, bias.CausalBias)
@@ -184,39 +186,29 @@ def _attend(
     return attended.transpose(1, 2).contiguous(), None
 
 
-#: Queries that the CPU's kernel is given at once: it computes what a mask hides, which blocks as small keep little.
-_BLOCK: Final = 256
-
-
-def _in_blocks(query: Any, key: Any, value: Any, scaling: float | None) -> Any:
-    """Causal attention on the CPU, block by block over no more keys than each can see; shapes as in the kernel."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    asked, seen = query.shape[2], key.shape[2]
-    grouped = query.shape[1] != key.shape[1]
-    parts = []
-    for start in range(0, asked, _BLOCK):
-        end = min(start + _BLOCK, asked)
-        visible = seen - asked + end
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, :visible],
-                value[:, :, :visible],
-                attn_mask=_diagonal(end - start, visible, query.dtype),
-                scale=scaling,
-                enable_gqa=grouped,
-            )
-        )
-    return torch.cat(parts, dim=2)
-
-
-@lru_cache(maxsize=LONGEST_CPU_CHUNK // _BLOCK)
-def _diagonal(asked: int, seen: int, dtype: Any) -> Any:
-    """The mask, as numbers, of the last ``asked`` of ``seen`` tokens; the layers of a chunk share it."""
+@cache
+def _kernel() -> Any:
+    """The CPU's kernel with the logarithms of its sums, which torch's public function keeps; None where it isn't."""
     import torch
 
-    mask = torch.zeros((1, 1, asked, seen), dtype=dtype)
-    mask[..., seen - asked :] = torch.full((asked, asked), float("-inf"), dtype=dtype).triu(1)
-    return mask
+    return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def _in_two(query: Any, key: Any, value: Any, scaling: float | None) -> Any:
+    """Causal attention on the CPU of queries that follow what is cached; shapes as in the kernel.
+
+    Over what is cached nothing is masked, so that the heads of a group are read as more queries of one head; over the
+    chunk itself the kernel skips what is masked. The two are weighed by their sums, as the kernel weighs its own blocks
+    (Dao et al. 2022, arXiv 2205.14135, section 3.1). A mask would be added in every layer, and for keys and values
+    repeated for each head.
+    """
+    import torch
+
+    batch, heads, asked, width = query.shape
+    groups, cached = key.shape[1], key.shape[2] - asked
+    own = [states[:, :, cached:].repeat_interleave(heads // groups, dim=1) for states in (key, value)]
+    inside, inside_sums = _kernel()(query, *own, 0.0, True, scale=scaling)
+    folded = query.reshape(batch, groups, heads // groups * asked, width)
+    before, before_sums = _kernel()(folded, key[:, :, :cached], value[:, :, :cached], 0.0, False, scale=scaling)
+    share = torch.sigmoid(before_sums.reshape(batch, heads, asked) - inside_sums)
+    return torch.lerp(inside, before.reshape(inside.shape), share[..., None].to(inside.dtype))

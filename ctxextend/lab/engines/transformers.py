@@ -320,7 +320,6 @@ class TransformersEngine:
     def forget(self) -> None:
         """Drop the cache, and put ropes that change with the length back to where they began."""
         self._cache, self._read = None, []
-        kv.drop_masks()
         self._tables.reset()
 
     def close(self) -> None:
