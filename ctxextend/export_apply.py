@@ -156,6 +156,18 @@ def check_export_options(action: Export, options: Options) -> None:
             raise UsageError(f"{option} says nothing here: {why}", code="bad-option", key=option, hint="leave it away")
 
 
+def require_export(plan: Plan, contents: Contents, folder: Path | None, options: Options) -> None:
+    """What an export needs beside the weights: other programs, and, where the source is here, its tokenizer.
+
+    Raises as :func:`export_gguf` would, before anything is written.
+    """
+    action = export_action(plan, contents)
+    check_export_options(action, options)
+    _quantizer(action, options)
+    if _converter(action, options) is None and folder is not None:
+        header_and_layouts(plan, contents, folder)
+
+
 def name_of(out: str, outtype: str, outtypes: tuple[str, ...]) -> str:
     """What a file is called in the folder ``out``: after it, and after its type where there are several."""
     stem = out.removesuffix(FOLDER)

@@ -6,6 +6,7 @@ a card is made where none of what measures is installed, and of reports of other
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -191,18 +192,18 @@ class Evidence(Struct, frozen=True, kw_only=True):
 Read = TypeVar("Read", Evaluation, Smoke)
 
 
-def read_evidence(folder: Path) -> Evidence | None:
+def read_evidence(folder: Path, names: Collection[str] = (EVAL, SMOKE)) -> Evidence | None:
     """What the folder of ``eval --report`` holds, and a ``smoke.json`` in it; None where neither is there.
 
-    Raises :class:`CheckpointError` for a report that can't be read.
+    Only the ``names`` are read. Raises :class:`CheckpointError` for a report that can't be read.
     """
-    evaluation = _read(folder / EVAL, Evaluation)
-    smoke = _read(folder / SMOKE, Smoke)
+    evaluation = _read(folder / EVAL, Evaluation) if EVAL in names else None
+    smoke = _read(folder / SMOKE, Smoke) if SMOKE in names else None
     if evaluation is None and smoke is None:
         return None
     # Charts without numbers could be of anything.
-    names = (f"{name}.png" for name in CHARTS) if evaluation is not None else ()
-    pictures = tuple(name for name in names if (folder / name).is_file())
+    charts = (f"{name}.png" for name in CHARTS) if evaluation is not None else ()
+    pictures = tuple(name for name in charts if (folder / name).is_file())
     return Evidence(evaluation=evaluation, smoke=smoke, pictures=pictures)
 
 

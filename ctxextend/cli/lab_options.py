@@ -133,8 +133,9 @@ def resumable(folder: Path | None) -> Iterator[None]:
 class Watch:
     """What a person sees of a long measurement: its cost before, a bar while it runs."""
 
-    def __init__(self, console: Console, *, dry_run: bool) -> None:
+    def __init__(self, console: Console, *, dry_run: bool, indent: str = "") -> None:
         self._console = console
+        self._indent = indent
         self._dry_run = dry_run
         self._stack = ExitStack()
         self._bar: Progress | None = None
@@ -154,7 +155,7 @@ class Watch:
                 self._console.line(_cost(laid))
             return False
         if not self._console.as_json:
-            self._console.note(_cost(laid))
+            self._console.note(f"{self._indent}{_cost(laid)}")
         self._bar = self._stack.enter_context(self._console.counting(laid.tokens))
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -17,10 +17,9 @@ from ctxextend.cli.console import Console, InterruptError, show_details
 from ctxextend.errors import UsageError
 
 if TYPE_CHECKING:
-    from ctxextend.encoding import PlanWarning
     from ctxextend.lab.verbs import Laid
     from ctxextend.release.audience import Audience
-    from ctxextend.release.results import RunResult, StepResult
+    from ctxextend.release.results import RunResult, StepResult, VariantResult
 
 VarOpt = Annotated[
     Optional[list[str]],
@@ -61,7 +60,7 @@ def run(
 
     Example: ctxextend run recipe.yaml --var org=my-org
     """
-    from ctxextend.release.preparing import RunOptions
+    from ctxextend.release.prepared import RunOptions
     from ctxextend.release.reading import read_recipe
     from ctxextend.release.running import merge as merged
     from ctxextend.release.running import run as carried_out
@@ -119,24 +118,26 @@ def _refuse_beside_merge(**given: object) -> None:
 
 
 def _audience(console: Console) -> Audience:
-    """Somebody who reads the console."""
+    """Somebody who reads the console; of a run in JSON too, which may take hours, what is done is told on stderr."""
     from ctxextend.release.audience import Audience
 
     class Watching(Audience):
-        def begins(self, step: StepResult, *, variant: str, number: int, of: int) -> None:
-            which = f"{variant} " if variant else ""
-            console.step(f"[{which}{number}/{of}] {step.step} {step.output}")
+        label = ""
+
+        def variant(self, result: VariantResult) -> None:
+            self.label = f"{result.label} " if result.label else ""
+            if result.label and result.warnings:
+                console.note(f"{result.label}:")
+            console.warnings(result.warnings)
+
+        def begins(self, step: StepResult, *, number: int, of: int) -> None:
+            console.note(f"[{self.label}{number}/{of}] {step.step} {step.output} ...")
 
         def ended(self, step: StepResult) -> None:
-            _tell(console, step)
-
-        def warned(self, warnings: Sequence[PlanWarning], *, variant: str) -> None:
-            if variant and warnings and not console.as_json:
-                console.note(f"{variant}:")
-            console.warnings(warnings)
+            console.note(_ended(step, self.label))
 
         def say(self, text: str) -> None:
-            console.step(f"  {text}")
+            console.detail(f"  {text} ...")
 
         @contextmanager
         def copying(self, size_bytes: int) -> Iterator[Progress]:
@@ -145,25 +146,23 @@ def _audience(console: Console) -> Audience:
 
         @contextmanager
         def measuring(self) -> Iterator[tuple[Callable[[Laid], object], Progress]]:
-            with lab.Watch(console, dry_run=False) as watch:
+            with lab.Watch(console, dry_run=False, indent="  ") as watch:
                 yield watch.before, watch.progress
 
     return Watching()
 
 
-def _tell(console: Console, step: StepResult) -> None:
+def _ended(step: StepResult, label: str) -> str:
     """What became of a step, for people."""
-    if console.as_json:
-        return
     match step.status:
         case "unchanged":
-            console.note(f"{step.step} {step.output}: unchanged, not done again")
+            return f"{label}{step.step} {step.output}: unchanged, not done again"
         case "pending":
-            console.note(f"{step.step} {step.output}: to do")
+            return f"{label}{step.step} {step.output}: {step.summary}"
         case "failed":
-            console.note(f"  failed after {step.seconds:.1f} s: {step.summary}")
+            return f"  failed after {step.seconds:.1f} s: {step.summary}"
         case _:
-            console.note(f"  {step.summary} ({step.seconds:.1f} s)")
+            return f"  {step.summary} ({step.seconds:.1f} s)"
 
 
 def _show(console: Console, found: RunResult) -> None:
@@ -172,7 +171,9 @@ def _show(console: Console, found: RunResult) -> None:
         console.document(found)
         return
     for variant in found.variants:
-        for step in variant.steps:
-            if step.error is not None:
-                show_details(msgspec.to_builtins(step.error), before=f"{variant.label}: " if variant.label else "")
+        for error in (variant.error, *(step.error for step in variant.steps)):
+            if error is not None:
+                show_details(msgspec.to_builtins(error), before=f"{variant.label}: " if variant.label else "")
+    if not found.variants:
+        console.note(f"shard {found.shard} has nothing to do: there are fewer variants")
     console.line(found.out)

@@ -142,7 +142,7 @@ def card_files(manifest: Manifest, source_card: str | None, options: PushOptions
 
     evidence, pictures = None, {}
     if options.report is not None:
-        evidence = read_evidence(options.report)
+        evidence = read_evidence(options.report, options.measured)
         if evidence is None:
             raise UsageError(
                 "there is no report in this folder",
@@ -153,18 +153,21 @@ def card_files(manifest: Manifest, source_card: str | None, options: PushOptions
                 hint="ctxextend eval PATH --report DIR writes one",
             )
         pictures = pictures_of(evidence, options.report)
-    text = model_card(manifest, source_card=source_card, repo_id=options.repo_id or None, evidence=evidence)
-    data = text.encode()
+    if options.card_file is not None:
+        data = options.card_file.read_bytes()
+    else:
+        text = model_card(manifest, source_card=source_card, repo_id=options.repo_id or None, evidence=evidence)
+        data = text.encode()
     card = Outgoing(path=CARD, size_bytes=len(data), data=data)
     return [card, *(Outgoing(path=name, size_bytes=file.stat().st_size, file=file) for name, file in pictures.items())]
 
 
-def card_of(path: Path, *, repo_id: str | None, report: Path | None) -> bytes:
-    """The card that an output would be published with; ``report`` as in :class:`PushOptions`.
+def card_of(path: Path, *, repo_id: str | None, report: Path | None, measured: tuple[str, ...]) -> bytes:
+    """The card that an output would be published with; ``report`` and ``measured`` as in :class:`PushOptions`.
 
     Raises as :func:`parcel_of`, and :class:`CheckpointError` for what no conversion wrote.
     """
-    parcel = parcel_of(path, PushOptions(repo_id=repo_id or "", report=report))
+    parcel = parcel_of(path, PushOptions(repo_id=repo_id or "", report=report, measured=measured))
     card = next((file for file in parcel.files if file.path == CARD), None)
     if card is None or card.data is None:
         raise _broken_manifest(manifest_of(path), "a README.md that isn't made of it")

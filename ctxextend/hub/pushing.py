@@ -46,15 +46,8 @@ def check_options(options: PushOptions) -> None:
     header can hold and options that contradict each other, :class:`HubError` offline or without any token.
     """
     from huggingface_hub import get_token, is_offline_mode
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    try:
-        validate_repo_id(options.repo_id)
-    except HFValidationError as error:
-        raise _no_name(options.repo_id) from error
-    if "/" not in options.repo_id:
-        raise _no_name(options.repo_id)
+    require_name(options.repo_id)
     check_token(options.token)
     if options.create_pr and options.revision is not None:
         raise UsageError(
@@ -68,6 +61,19 @@ def check_options(options: PushOptions) -> None:
         raise offline(options.repo_id)
     if not options.dry_run and not (options.token or get_token()):
         raise unauthorized(options.repo_id, "no token")
+
+
+def require_name(repo_id: str) -> None:
+    """Raises :class:`UsageError` for what no repository is called."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise _no_name(repo_id) from error
+    if "/" not in repo_id:
+        raise _no_name(repo_id)
 
 
 def check_publishing(

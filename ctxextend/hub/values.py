@@ -54,7 +54,8 @@ class PushOptions(Struct, frozen=True, kw_only=True):
     """Where to and how. ``private`` is how a new repository is made; ``allow`` names refusals to let pass.
 
     ``include`` and ``exclude`` are globs over the paths in the repository. ``quiet`` keeps the client's own progress
-    bars away. ``report``: the folder of ``eval --report``, for the card.
+    bars away. ``report``: the folder of ``eval --report``, for the card, and ``measured`` what counts of it;
+    ``card_file``: a card that is published as it is.
     """
 
     repo_id: str
@@ -66,6 +67,8 @@ class PushOptions(Struct, frozen=True, kw_only=True):
     token: str | None = None
     cache_dir: Path | None = None
     report: Path | None = None
+    measured: tuple[str, ...] = ("eval.json", "smoke.json")
+    card_file: Path | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     card: bool = True

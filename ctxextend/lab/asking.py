@@ -76,6 +76,25 @@ def bounds_of(given: Mapping[str, float | None]) -> dict[str, float]:
     return found
 
 
+#: The task that measures what a bound is for; the others come of holding a model against its original.
+_MEASURED: Final[Mapping[str, Task]] = {"perplexity-ratio": "perplexity", "passkey": "passkey", "needles": "needles"}
+
+
+def require_measured(bounds: Iterable[str], tasks: Iterable[Task], *, against: bool) -> None:
+    """Raises :class:`UsageError` for a bound of something that isn't measured."""
+    found = {*tasks, *(("short",) if against else ())}
+    for name in bounds:
+        task = _MEASURED.get(name, "short")
+        if task not in found:
+            raise UsageError(
+                f"nothing that is measured can be held to {name}",
+                code="nothing-to-hold",
+                key=BOUNDS[name].option,
+                expected=f"{task} among the tasks" if task != "short" else "--against BASE",
+                hint="add it, or leave the bound away",
+            )
+
+
 def require_gated(tasks: Iterable[Task], *, against: bool) -> None:
     """Raises :class:`UsageError` where ``--gate`` would hold nothing, whatever is measured."""
     if not against and not _GATED & set(tasks):

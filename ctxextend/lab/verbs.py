@@ -131,7 +131,7 @@ def eval_source(
     inspection = inspect_source(opened, Recipe(family=family))
     require_next_token(opened, inspection)
     choice = choice or Choice()
-    settings = _settled(settings, inspection, held=against is not None or original)
+    settings = settled(settings, inspection, held=against is not None or original)
     require_positions(opened, inspection, choice, length=max(settings.lengths), option="--lengths")
     if against is not None:
         _require_other(against, choice, settings)
@@ -334,7 +334,7 @@ def _tokenizer(opened: Opened, choice: Choice) -> Tokenizer | None:
     return Tokenizer(folder, trust_remote_code=choice.trust_remote_code)
 
 
-def _settled(settings: Settings, inspection: Inspection, *, held: bool) -> Settings:
+def settled(settings: Settings, inspection: Inspection, *, held: bool) -> Settings:
     """The settings with the lengths that weren't named, and the comparison where there is something to hold against.
 
     Raises :class:`UsageError` for a comparison with nothing.

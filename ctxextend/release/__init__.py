@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from ctxextend.release.audience import Audience
-from ctxextend.release.preparing import RunOptions
+from ctxextend.release.prepared import RunOptions
 from ctxextend.release.reading import RecipeFile, Variant, read_recipe
 from ctxextend.release.results import RunResult, StepResult, VariantResult
 from ctxextend.release.running import merge, run

@@ -151,6 +151,7 @@ def eval_asked(part: bool | EvalPart) -> EvalAsked | None:
     )
     if asked.gate:
         asking.require_gated(settings.tasks, against=asked.against is not None)
+    asking.require_measured(asked.bounds, settings.tasks, against=asked.against is not None)
     return EvalAsked(
         settings=settings,
         choice=_choice(asked),

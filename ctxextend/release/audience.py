@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ctxextend.apply import Progress, silent
-from ctxextend.encoding import PlanWarning
 from ctxextend.lab.verbs import Laid
-from ctxextend.release.results import StepResult
+from ctxextend.release.results import StepResult, VariantResult
 
 
 class Audience:
     """Told of each step as it comes; every method may be overridden."""
 
-    def begins(self, step: StepResult, *, variant: str, number: int, of: int) -> None:
+    def variant(self, result: VariantResult) -> None:
+        """A variant begins; it brings the warnings of its plans."""
+
+    def begins(self, step: StepResult, *, number: int, of: int) -> None:
         """A step begins: the ``number``-th ``of`` all in its variant."""
 
     def ended(self, step: StepResult) -> None:
         """It has ended, well or not, or is as it was."""
-
-    def warned(self, warnings: Sequence[PlanWarning], *, variant: str) -> None:
-        """What the plans of a variant warn of, before anything is written."""
 
     def say(self, text: str) -> None:
         """What is done next within a step."""

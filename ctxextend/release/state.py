@@ -5,8 +5,9 @@ It is written before a step begins and after it has ended, in one rename each ti
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import os
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +16,39 @@ from typing import Final
 import msgspec
 
 from ctxextend.apply import encode, output_error
-from ctxextend.errors import OutputError, RefusedError
-from ctxextend.release.results import VARIANT_SCHEMA, StepResult, VariantResult
+from ctxextend.errors import CheckpointError, OutputError, RefusedError
+from ctxextend.release.results import STATE, VARIANT_SCHEMA, StepResult, VariantResult, judged
 from ctxextend.tensors.staging import staged_data
 
-NAME: Final = "run.json"
+#: What a run holds while it works in a folder.
+_LOCK: Final = ".run.lock"
 
 
 def read_state(folder: Path, *, recipe: str) -> VariantResult | None:
     """What an earlier run of this recipe left in a folder; None where nothing is.
 
-    Raises :class:`RefusedError` for a ``run.json`` of anything else.
+    Raises :class:`RefusedError` for a ``run.json`` of anything else, :class:`CheckpointError` for a broken one.
     """
-    path = folder / NAME
+    path = folder / STATE
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=VariantResult)
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise output_error(error, path) from error
+    try:
+        found = msgspec.json.decode(data, type=VariantResult)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _foreign(path, VARIANT_SCHEMA, str(error)[:200]) from error
+        if VARIANT_SCHEMA.encode() not in data and data.strip(b"\0"):
+            raise _foreign(path, VARIANT_SCHEMA, str(error)[:200]) from error
+        raise CheckpointError(
+            "the record of an earlier run can't be read",
+            code="broken-state",
+            file=str(path),
+            expected=VARIANT_SCHEMA,
+            found=str(error)[:200],
+            hint=f"move {folder} away, or run with another --out: everything is done anew there",
+        ) from error
     if found.schema != VARIANT_SCHEMA:
         raise _foreign(path, VARIANT_SCHEMA, found.schema)
     if found.recipe != recipe:
@@ -57,32 +72,30 @@ class State:
 
     def __init__(self, folder: Path, result: VariantResult, before: VariantResult | None) -> None:
         """``result`` lists every step as pending; ``before`` is what an earlier run left."""
+        left = {} if before is None else {(each.step, each.output): each for each in before.steps}
         self.folder = folder
-        self.result = result
-        self._before = {} if before is None else {(step.step, step.output): step for step in before.steps}
+        self._earlier = {
+            place: msgspec.structs.replace(each, status="earlier")
+            for place, each in left.items()
+            if each.finished or each.status == "earlier"
+        }
+        made = () if before is None else before.made
+        steps = [self._earlier.get((each.step, each.output), each) for each in result.steps]
+        self.result = judged(msgspec.structs.replace(result, made=made), steps=steps)
 
     def known(self, step: StepResult) -> StepResult | None:
-        """What an earlier run left of this step."""
-        return self._before.get((step.step, step.output))
+        """The result that an earlier run has of this step."""
+        return self._earlier.get((step.step, step.output))
 
     def put(self, step: StepResult) -> None:
         """Keep what became of a step."""
-        where = (step.step, step.output)
-        steps = tuple(step if (each.step, each.output) == where else each for each in self.result.steps)
-        failed = next((each.error for each in steps if each.error is not None), None)
-        code = 0 if failed is None else failed.exit_code
-        self.result = msgspec.structs.replace(
-            self.result, steps=steps, ok=all(each.finished for each in steps), exit_code=code
-        )
-        self.save()
-
-    def save(self) -> None:
-        """Write it. Steps that this run hasn't come to are kept as an earlier one left them."""
-        steps = [
-            self._before.get((step.step, step.output), step) if step.status == "pending" else step
-            for step in self.result.steps
-        ]
-        write_document(self.folder / NAME, encode(msgspec.structs.replace(self.result, steps=tuple(steps))))
+        place = (step.step, step.output)
+        made = self.result.made
+        if step.step == "convert" and step.output not in made:
+            made = (*made, step.output)
+        steps = [step if (each.step, each.output) == place else each for each in self.result.steps]
+        self.result = judged(msgspec.structs.replace(self.result, made=made), steps=steps)
+        write_document(self.folder / STATE, encode(self.result))
 
 
 def write_document(path: Path, data: bytes) -> None:
@@ -95,21 +108,31 @@ def write_document(path: Path, data: bytes) -> None:
         raise output_error(error, path) from error
 
 
+def sha256_of_file(path: Path) -> str:
+    """Of a small file; empty for one that isn't there."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """The folder, made where it isn't there, for one run at a time. Raises :class:`OutputError`.
 
-    The lock is on the folder itself and dies with its process.
+    The lock is on a file in it, opened for writing as network file systems want it, and dies with its process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        handle = (folder / _LOCK).open("ab")
     except OSError as error:
         raise output_error(error, folder) from error
-    try:
+    with handle:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise output_error(error, folder) from error
             raise OutputError(
                 "another run works in this folder",
                 code="busy",
@@ -117,5 +140,3 @@ def locked(folder: Path) -> Iterator[None]:
                 hint="wait for it, or choose another --out",
             ) from error
         yield
-    finally:
-        os.close(descriptor)

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib.metadata
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
 import msgspec
 from msgspec import Struct
 
-from ctxextend.apply import Manifest, encode
-from ctxextend.card.evidence import EVAL, SMOKE, read_evidence
-from ctxextend.changes import size_bytes
-from ctxextend.errors import CtxextendError, DisagreementError
+from ctxextend.apply import encode
+from ctxextend.card.evidence import EVAL, SMOKE
+from ctxextend.changes import Export, size_bytes
+from ctxextend.errors import CtxextendError, DisagreementError, RefusedError
 from ctxextend.hub import Pushed, push_direct, push_path
-from ctxextend.hub.parcels import card_of, read_manifest
-from ctxextend.lab.engines.ranks import is_first
+from ctxextend.hub.parcels import CARD, card_of
 from ctxextend.lab.evaluation import fingerprint
+from ctxextend.lab.gates import failure_of as gate_failure
+from ctxextend.lab.gates import with_defaults
 from ctxextend.lab.names import ORIGINAL
+from ctxextend.lab.report import write_report
 from ctxextend.lab.results import Evaluation
-from ctxextend.lab.verbs import Laid
+from ctxextend.lab.smoke import failure_of as smoke_failure
+from ctxextend.lab.verbs import Laid, Run, eval_source, smoke_source
 from ctxextend.lengths import show_bytes, show_tokens
 from ctxextend.pipeline import check_source, checkpoints_in, open_source, run_plan
+from ctxextend.plan import Plan
 from ctxextend.release import asked
 from ctxextend.release.audience import Audience
-from ctxextend.release.preparing import Output, Prepared, digest
+from ctxextend.release.prepared import Output, Prepared, digest, stamp_of
 from ctxextend.release.results import StepName, StepResult
-from ctxextend.release.state import write_document
+from ctxextend.release.state import sha256_of_file, write_document
 from ctxextend.runtimes import gguf_readers_of, readers_of
-from ctxextend.tensors.places import is_unchanged, manifest_of
 from ctxextend.version import VERSION
 
 #: What ``check`` found, in an output's evidence.
 CHECK: Final = "check.json"
-CARD: Final = "README.md"
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -44,6 +47,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
     summary: str
     files: tuple[Path, ...] = ()
+    stamp: str = ""
     figures: Mapping[str, float | None] = {}
     error: CtxextendError | None = None
 
@@ -63,17 +67,35 @@ class Step(ABC):
         """A digest of everything that decides the result. To be asked when what comes before it is there."""
 
     @abstractmethod
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:
-        """Do it; ``known`` is what an earlier run left. Raises :class:`CtxextendError` where it can't be done."""
+    def outlook(self) -> str:
+        """What will be done, in a line."""
+
+    @abstractmethod
+    def do(self, how: How) -> Outcome:
+        """Do it. Raises :class:`CtxextendError` where it can't be done."""
 
     def stands(self, known: StepResult, inputs: str) -> bool:
-        """Whether what an earlier run left is what this one would make."""
-        files = (self.prepared.folder / name for name in known.files)
-        return known.finished and known.inputs == inputs and all(file.exists() for file in files)
+        """Whether what an earlier run left is what this one would make: the same question, and the files untouched."""
+        return known.inputs == inputs and all(
+            sha256_of_file(self.prepared.folder / name) == sha256 for name, sha256 in known.files.items()
+        )
 
     def evidence(self, file: Path) -> Path:
         """Where what is found out of one checkpoint goes: of several in an output each has a folder."""
         return self.output.evidence if file == self.output.path else self.output.evidence / file.stem
+
+    def family(self, file: Path) -> str | None:
+        """The family as the recipe names it; a GGUF file says itself."""
+        return None if file.suffix == ".gguf" else self.prepared.family
+
+
+class How(Struct, frozen=True, kw_only=True):
+    """How a step is done. ``known``: the result that an earlier run has of it; ``made``: the outputs that are ours."""
+
+    audience: Audience
+    known: StepResult | None
+    made: tuple[str, ...]
+    force: bool
 
 
 class ConvertStep(Step):
@@ -85,27 +107,28 @@ class ConvertStep(Step):
         """The source, the plan, and how it is written."""
         return self.output.inputs
 
+    def outlook(self) -> str:
+        """The arithmetic, and the size of what is written."""
+        plan = self.output.plan
+        types = next((action.outtypes for action in plan.actions if isinstance(action, Export)), ())
+        return f"{_conversion(plan)}; {' '.join((plan.to, *types))}"
+
     def stands(self, known: StepResult, inputs: str) -> bool:
-        """A run that was killed may have finished it without saying so: then it is there, as this plan makes it."""
-        return known.status != "pending" and known.inputs == inputs and self._is_there()
+        """The same question, and nobody has touched what was written."""
+        return known.inputs == inputs and known.stamp == stamp_of(self.output.path)
 
-    def _is_there(self) -> bool:
-        path = self.output.path
-        return is_unchanged(path) and read_manifest(manifest_of(path)).plan == self.output.plan
-
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:
+    def do(self, how: How) -> Outcome:
         """Write it, in the place of what an earlier run of this recipe wrote."""
         output = self.output
-        options = msgspec.structs.replace(output.options, force=known is not None)
-        with audience.copying(size_bytes(output.plan.actions)) as progress:
+        options = msgspec.structs.replace(output.options, force=output.name in how.made)
+        with how.audience.copying(size_bytes(output.plan.actions)) as progress:
             path, manifest = run_plan(
                 output.plan, self.prepared.opened, output.path, options=options, progress=progress
             )
-        return Outcome(summary=_conversion(manifest), files=(path,))
+        return Outcome(summary=_conversion(manifest.plan), stamp=stamp_of(path))
 
 
-def _conversion(manifest: Manifest) -> str:
-    plan = manifest.plan
+def _conversion(plan: Plan) -> str:
     if plan.method in ("none", "repair"):
         return plan.method
     return f"{plan.method}: {plan.arithmetic}, {plan.trained_context} -> {plan.target_context} tokens"
@@ -120,30 +143,34 @@ class CheckStep(Step):
         """The output, and what is asked."""
         return digest(self.name, self.output.inputs, self.output.check, self.output.meant)
 
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:  # noqa: ARG002 - as every step
+    def outlook(self) -> str:
+        """Who must agree."""
+        wish = self.output.check
+        assert wish is not None
+        return f"by {', '.join(wish.runtimes or self.output.plan.runtimes)}"
+
+    def do(self, how: How) -> Outcome:  # noqa: ARG002 - as every step
         """Check each checkpoint of the output."""
         wish = self.output.check
         assert wish is not None
         wrong: list[str] = []
         files: list[Path] = []
-        count = 0
+        names: list[str] = []
         for file in checkpoints_in(self.output.path):
-            gguf = file.suffix == ".gguf"
             found = check_source(
                 open_source(str(file)),
-                runtimes=_readers(wish.runtimes, gguf=gguf),
+                runtimes=_readers(wish.runtimes, gguf=file.suffix == ".gguf"),
                 against=self.output.meant,
-                family=None if gguf else self.prepared.family,
+                family=self.family(file),
             )
             files.append(self.evidence(file) / CHECK)
             write_document(files[-1], encode(found))
-            count = max(count, sum(runtime.required for runtime in found.runtimes))
+            names += [runtime.runtime for runtime in found.runtimes if runtime.required]
             wrong += [finding.message for finding in found.findings if finding.severity == "error"]
         if not wrong:
-            names = "runtime" if count == 1 else "runtimes"
-            return Outcome(summary=f"read as planned by {count} required {names}", files=tuple(files))
+            return Outcome(summary=f"read as planned by {', '.join(dict.fromkeys(names))}", files=tuple(files))
         error = DisagreementError(
-            f"{'; '.join(dict.fromkeys(wrong))}",
+            "; ".join(dict.fromkeys(wrong)),
             code="check-failed",
             file=str(self.output.path),
             hint=f"ctxextend check {self.output.path} tells more",
@@ -162,32 +189,36 @@ class SmokeStep(Step):
 
     name = "smoke"
 
+    @property
+    def wish(self) -> asked.SmokeAsked:
+        """What is asked."""
+        assert self.output.smoke is not None
+        return self.output.smoke
+
     def inputs(self) -> str:
-        """The output, and what is asked."""
-        wish = self.output.smoke
-        assert wish is not None
-        return digest(self.name, self.output.inputs, _without_key(wish), _texts(wish.text))
+        """The output, what is asked, and what runs it."""
+        return digest(self.name, self.output.inputs, _asked(self.wish))
 
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:  # noqa: ARG002 - as every step
+    def outlook(self) -> str:
+        """How far it is run, by what."""
+        length = self.wish.length or self.output.plan.target_context
+        return f"at {show_tokens(length)} tokens, {_engine(self.wish)}"
+
+    def do(self, how: How) -> Outcome:
         """Run each checkpoint of the output."""
-        from ctxextend.lab.smoke import failure_of
-        from ctxextend.lab.verbs import smoke_source
-
-        wish = self.output.smoke
-        assert wish is not None
         files: list[Path] = []
         said: list[str] = []
         error: CtxextendError | None = None
         for file in checkpoints_in(self.output.path):
             report = smoke_source(
                 open_source(str(file)),
-                length=wish.length,
-                choice=wish.choice,
-                texts=wish.text,
-                limits=wish.limits,
-                passkey=wish.passkey,
-                family=None if file.suffix == ".gguf" else self.prepared.family,
-                say=audience.say,
+                length=self.wish.length,
+                choice=self.wish.choice,
+                texts=self.wish.text,
+                limits=self.wish.limits,
+                passkey=self.wish.passkey,
+                family=self.family(file),
+                say=how.audience.say,
             )
             files.append(self.evidence(file) / SMOKE)
             write_document(files[-1], encode(report))
@@ -196,8 +227,13 @@ class SmokeStep(Step):
                 f"{passed} of {len(report.checks)} checks pass at {show_tokens(report.length)} "
                 f"({report.engine}, {report.device}, {report.dtype})"
             )
-            error = error or failure_of(report)
-        return Outcome(summary="; ".join(dict.fromkeys(said)), files=tuple(files), error=error)
+            error = error or smoke_failure(report)
+        summary = "; ".join(dict.fromkeys(said)) if error is None else error.message
+        return Outcome(summary=summary, files=tuple(files), error=error)
+
+
+#: What a report's folder says that holds something else, or something broken: in a folder of ours it is begun anew.
+_OTHER_REPORT: Final = frozenset({"other-results", "broken-results", "output-exists"})
 
 
 class EvalStep(Step):
@@ -205,44 +241,48 @@ class EvalStep(Step):
 
     name = "eval"
 
+    @property
+    def wish(self) -> asked.EvalAsked:
+        """What is asked."""
+        assert self.output.evaluation is not None
+        return self.output.evaluation
+
     def inputs(self) -> str:
-        """The output, and what is asked."""
-        wish = self.output.evaluation
-        assert wish is not None
+        """The output, what is asked, what it is held against, and what runs it."""
         base = None if self.output.base is None else fingerprint(self.output.base)
-        return digest(self.name, self.output.inputs, _without_key(wish), base, _texts(wish.text))
+        return digest(self.name, self.output.inputs, _asked(self.wish), base)
 
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:
+    def outlook(self) -> str:
+        """What is measured how far, and what it is held to."""
+        settings = self.wish.settings
+        lengths = ", ".join(show_tokens(length) for length in settings.lengths) or "the usual lengths"
+        bounds = [f"{name} {bound:g}" for name, bound in self.wish.bounds.items()]
+        held = f"; held to {', '.join(bounds) or 'the default bounds'}" if bounds or self.wish.gate else "; no bound"
+        return f"{', '.join(settings.tasks)} at {lengths}, {_engine(self.wish)}{held}"
+
+    def do(self, how: How) -> Outcome:
         """Measure each checkpoint of the output."""
-        from ctxextend.lab.gates import failure_of
-        from ctxextend.lab.report import write_report
-
         files: list[Path] = []
         figures: dict[str, float | None] = {}
         error: CtxextendError | None = None
-        wish = self.output.evaluation
-        assert wish is not None
-        # What an earlier run measured of something else isn't gone on from.
-        anew = known is not None and known.inputs not in ("", self.inputs())
         for file in checkpoints_in(self.output.path):
             folder = self.evidence(file)
-            found = self._measured(file, folder, audience, anew=anew)
-            if is_first():
-                write_report(folder, found)
-            files.append(folder / EVAL)
+            try:
+                found = self._measured(file, folder, how.audience, anew=how.force)
+            except CtxextendError as other:
+                if other.code not in _OTHER_REPORT:
+                    raise
+                found = self._measured(file, folder, how.audience, anew=True)
+            files += write_report(folder, found)
             prefix = "" if file == self.output.path else f"{file.stem}: "
             figures |= {f"{prefix}{name}": value for name, value in figures_of(found).items()}
-            error = error or failure_of(found, gate=wish.gate)
+            error = error or gate_failure(found, gate=self.wish.gate)
         said = ", ".join(f"{name} {'none' if value is None else f'{value:.4g}'}" for name, value in figures.items())
-        return Outcome(summary=said, files=tuple(files), figures=figures, error=error)
+        summary = said if error is None else f"{error.message}; {said}"
+        return Outcome(summary=summary, files=tuple(files), figures=figures, error=error)
 
     def _measured(self, file: Path, folder: Path, audience: Audience, *, anew: bool) -> Evaluation:
-        from ctxextend.lab.gates import with_defaults
-        from ctxextend.lab.verbs import Run, eval_source
-
-        wish = self.output.evaluation
-        assert wish is not None
-        original = wish.against == ORIGINAL
+        wish = self.wish
         with audience.measuring() as (told, progress):
 
             def before(laid: Laid) -> bool:
@@ -254,10 +294,10 @@ class EvalStep(Step):
                 wish.settings,
                 choice=wish.choice,
                 against=self.output.base,
-                original=original,
+                original=wish.against == ORIGINAL,
                 texts=wish.text,
                 bounds=lambda measured: with_defaults(measured, wish.bounds) if wish.gate else wish.bounds,
-                family=None if file.suffix == ".gguf" else self.prepared.family,
+                family=self.family(file),
                 how=Run(folder=folder, anew=anew, say=audience.say, before=before, progress=progress),
             )
         assert found is not None
@@ -281,7 +321,7 @@ def figures_of(found: Evaluation) -> dict[str, float | None]:
 
 
 class CardStep(Step):
-    """The model card, to be read before it is published."""
+    """The model card, to be read before it is published, and to be edited where it says too little."""
 
     name = "card"
 
@@ -289,12 +329,33 @@ class CardStep(Step):
         """The output, what is known of how good it is, and where it goes."""
         return digest(self.name, VERSION, self.output.inputs, self.output.part.repo_id, _evidence(self.output))
 
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:  # noqa: ARG002 - as every step
-        """Write it beside the evidence."""
-        text = card_of(self.output.path, repo_id=self.output.part.repo_id, report=report_of(self.output))
-        path = self.output.evidence / CARD
-        write_document(path, text)
-        return Outcome(summary=f"{show_bytes(len(text))}: {path}", files=(path,))
+    def outlook(self) -> str:
+        """Where it goes."""
+        return str(self._path)
+
+    @property
+    def _path(self) -> Path:
+        return self.output.evidence / CARD
+
+    def stands(self, known: StepResult, inputs: str) -> bool:
+        """The same question: what somebody has written into it since is meant."""
+        return known.inputs == inputs and self._path.is_file()
+
+    def do(self, how: How) -> Outcome:
+        """Write it beside the evidence. Raises :class:`RefusedError` where that would lose what somebody wrote."""
+        known = {} if how.known is None else how.known.files
+        written = known.get(self._path.relative_to(self.prepared.folder).as_posix())
+        if written is not None and self._path.is_file() and sha256_of_file(self._path) != written:
+            raise RefusedError(
+                "somebody has written into the card, and what it tells of has changed",
+                code="card-changed",
+                file=str(self._path),
+                hint="move it away: a new one is written, into which your part can go again",
+            )
+        folder, measured = report_of(self.output)
+        text = card_of(self.output.path, repo_id=self.output.part.repo_id, report=folder, measured=measured)
+        write_document(self._path, text)
+        return Outcome(summary=f"{show_bytes(len(text))}: {self._path}", files=(self._path,))
 
 
 class PushStep(Step):
@@ -302,25 +363,35 @@ class PushStep(Step):
 
     name = "push"
 
+    @property
+    def _card(self) -> Path | None:
+        """The card that was written before, where the recipe asks for one."""
+        return self.output.evidence / CARD if self.output.card else None
+
     def inputs(self) -> str:
         """What goes there, and how."""
-        wish = self.output.push
-        assert wish is not None
-        how = msgspec.structs.replace(wish, token=None, cache_dir=None, quiet=False)
-        return digest(
-            self.name, VERSION, self.output.inputs, how, _evidence(self.output), os.environ.get("HF_ENDPOINT")
-        )
+        assert self.output.push is not None
+        how = msgspec.structs.replace(self.output.push, token=None, cache_dir=None, quiet=False)
+        card = "" if self._card is None else sha256_of_file(self._card)
+        where = os.environ.get("HF_ENDPOINT")
+        return digest(self.name, VERSION, self.output.inputs, how, card, _evidence(self.output), where)
 
-    def do(self, audience: Audience, known: StepResult | None) -> Outcome:  # noqa: ARG002 - as every step
+    def outlook(self) -> str:
+        """Where to."""
+        assert self.output.push is not None
+        return f"{self.output.push.repo_id}, {'private' if self.output.push.private else 'public'} if it is new"
+
+    def do(self, how: How) -> Outcome:
         """Publish it in one commit."""
         output = self.output
         assert output.push is not None
-        options = msgspec.structs.replace(output.push, report=report_of(output))
+        folder, measured = report_of(output)
+        options = msgspec.structs.replace(output.push, report=folder, measured=measured, card_file=self._card)
         if output.part.local:
-            pushed = push_path(output.path, options, say=audience.say)
+            pushed = push_path(output.path, options, say=how.audience.say)
         else:
             opened = self.prepared.opened
-            _manifest, pushed = push_direct(output.plan, opened.source, opened.contents, options, say=audience.say)
+            _manifest, pushed = push_direct(output.plan, opened.source, opened.contents, options, say=how.audience.say)
         path = output.evidence / "push.json"
         write_document(path, encode(pushed))
         return Outcome(summary=_published(pushed), files=(path,))
@@ -330,26 +401,51 @@ def _published(pushed: Pushed) -> str:
     return f"{pushed.url}, {show_bytes(pushed.sent_bytes)} sent" if pushed.changed else f"{pushed.url}, nothing changed"
 
 
-def report_of(output: Output) -> Path | None:
-    """The folder of an output's evidence that its card shows; of several checkpoints the first's."""
-    if not output.part.local or not output.path.exists():
-        return None
+def report_of(output: Output) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder of an output's evidence that its card shows (of several checkpoints the first's), and what of it.
+
+    Only what this recipe measures counts: something older may lie beside it.
+    """
+    measured = (
+        *((EVAL,) if output.evaluation is not None else ()),
+        *((SMOKE,) if output.smoke is not None else ()),
+    )
+    if not measured:
+        return None, ()
     files = checkpoints_in(output.path)
-    folder = output.evidence if files in ([], [output.path]) else output.evidence / files[0].stem
-    return folder if read_evidence(folder) is not None else None
+    return output.evidence if files == [output.path] else output.evidence / files[0].stem, measured
 
 
 def _evidence(output: Output) -> dict[str, str]:
-    """What was measured of an output, by checksum."""
-    found = sorted(output.evidence.rglob("*.json")) if output.evidence.is_dir() else []
+    """What this recipe has measured of an output, by checksum."""
+    folder, measured = report_of(output) if output.path.exists() else (None, ())
+    found = [] if folder is None else sorted(output.evidence.rglob("*.json"))
     return {
-        path.relative_to(output.evidence).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in found
-        if path.name in (EVAL, SMOKE)
+        path.relative_to(output.evidence).as_posix(): sha256_of_file(path) for path in found if path.name in measured
     }
 
 
-def _texts(given: tuple[str, ...]) -> list[tuple[str, int, int]]:
+def _asked(wish: asked.SmokeAsked | asked.EvalAsked) -> object:
+    """What is asked, of what texts, and the versions of what runs the model; another key of a server is no matter."""
+    choice = msgspec.structs.replace(wish.choice, api_key=None)
+    files = [*wish.text, *((str(choice.tokenizer),) if choice.tokenizer is not None else ())]
+    return msgspec.structs.replace(wish, choice=choice), _texts(files), _versions()
+
+
+def _engine(wish: asked.SmokeAsked | asked.EvalAsked) -> str:
+    return f"device {wish.choice.device}" if wish.choice.endpoint is None else "the server"
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that decide numbers, those that are installed."""
+    found = {}
+    for name in ("torch", "transformers", "xllamacpp", "vllm"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _texts(given: Iterable[str]) -> list[tuple[str, int, int]]:
     """What tells the files of texts from what they were before; built-in ones don't change."""
     found: list[tuple[str, int, int]] = []
     for name in given:
@@ -361,27 +457,26 @@ def _texts(given: tuple[str, ...]) -> list[tuple[str, int, int]]:
     return found
 
 
-def _without_key(wish: asked.SmokeAsked | asked.EvalAsked) -> object:
-    """What is asked, without a server's key: another key is no other question."""
-    return msgspec.structs.replace(wish, choice=msgspec.structs.replace(wish.choice, api_key=None))
-
-
 #: The order of the work: what costs little comes first, and nothing is published before every gate was passed.
 _ORDER: Final[tuple[type[Step], ...]] = (ConvertStep, CheckStep, SmokeStep, EvalStep, CardStep, PushStep)
 
 
 def steps_of(prepared: Prepared) -> list[Step]:
     """Every step of a variant, in the order in which they are done."""
-    return [kind(prepared, output) for kind in _ORDER for output in prepared.outputs if _wanted(kind, output)]
+    return [kind(prepared, output) for kind in _ORDER for output in prepared.outputs if _wanted(kind.name, output)]
 
 
-def _wanted(kind: type[Step], output: Output) -> bool:
-    wanted: Mapping[str, bool] = {
-        "convert": output.part.local,
-        "check": output.check is not None,
-        "smoke": output.smoke is not None,
-        "eval": output.evaluation is not None,
-        "card": output.card,
-        "push": output.push is not None,
-    }
-    return wanted[kind.name]
+def _wanted(name: StepName, output: Output) -> bool:
+    match name:
+        case "convert":
+            return output.part.local
+        case "check":
+            return output.check is not None
+        case "smoke":
+            return output.smoke is not None
+        case "eval":
+            return output.evaluation is not None
+        case "card":
+            return output.card
+        case "push":
+            return output.push is not None

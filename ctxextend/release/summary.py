@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from ctxextend.card.markdown import plain, table
+from ctxextend.documents import ErrorDocument
 from ctxextend.release.results import RunResult, Status, StepResult, VariantResult
 
 #: What a page says of a step, the worst first.
@@ -13,6 +14,7 @@ _SAID: Final[Mapping[Status, str]] = {
     "failed": "**no**",
     "started": "cut short",
     "pending": "not run",
+    "earlier": "not run",
     "done": "yes",
     "unchanged": "yes",
 }
@@ -32,6 +34,13 @@ def summary(result: RunResult) -> str:
             ("", *(plain(_name(variant)) for variant in result.variants)),
             [_row(name, result.variants) for name in figures],
         )
+    done = [
+        (plain(_name(variant)), step.step, plain(step.output), plain(step.summary))
+        for variant in result.variants
+        for step in variant.steps
+        if step.finished and step.step in ("convert", "check", "smoke", "push")
+    ]
+    lines += table(("variant", "step", "output", "what"), done) if done else []
     lines += _failures(result.variants)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -65,14 +74,15 @@ def _row(name: str, variants: Iterable[VariantResult]) -> tuple[str, ...]:
 
 def _failures(variants: Iterable[VariantResult]) -> Iterator[str]:
     for variant in variants:
+        if variant.error is not None:
+            said = f"{_name(variant)} ended with {variant.error.exit_code}: {variant.error.message}"
+            yield from (f"- {plain(said)}", "")
         for step in variant.steps:
             if step.error is not None:
-                yield from (_failure(variant, step), "")
+                yield from (_failure(variant, step, step.error), "")
 
 
-def _failure(variant: VariantResult, step: StepResult) -> str:
-    error = step.error
-    assert error is not None
+def _failure(variant: VariantResult, step: StepResult, error: ErrorDocument) -> str:
     facts = [f"{name} {value}" for name, value in (("expected", error.expected), ("found", error.found)) if value]
     told = f": {'; '.join(facts)}" if facts else ""
     where = f"{_name(variant)}, {step.step} of {step.output} ended with {error.exit_code}"

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import DEMO, MISTRAL, build, tree
+from tests.fake_hub import FakeHub, serve
+from tests.hub_shell import Run, Shell, emptied, shell
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,31 @@ def demo_is_left_alone() -> Iterator[None]:
     before = tree(DEMO)
     yield
     assert tree(DEMO) == before
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """The command in a process that speaks to a Hub on the loopback."""
+    with serve() as hub, shell(hub, tmp_path_factory.mktemp("home")) as command:
+        yield command
+
+
+@pytest.fixture
+def hub(running: Shell, tmp_path: Path) -> FakeHub:
+    """That Hub, empty."""
+    return emptied(running.hub, tmp_path / "hub")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """Where the command runs."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run(running: Shell, hub: FakeHub, here: Path) -> Run:
+    """The command with a token."""
+    assert hub is running.hub
+    return Run(running, here)

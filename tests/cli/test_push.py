@@ -4,42 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.support import DEMO
-from tests.fake_hub import FakeHub, error, files_of, object_id, serve
+from tests.fake_hub import FakeHub, error, files_of, object_id
 from tests.gguf_factory import encode, keys, pair
-from tests.hub_shell import MORE, TARGET, TOKEN, WEIGHTS, Run, Shell, checkpoint, emptied, hows, published, shell
+from tests.hub_shell import MORE, TARGET, TOKEN, WEIGHTS, Run, checkpoint, hows, published
 
 DIRECT = ("convert", "org/tiny", "-m", "yarn", "-t", "4k", "--push", TARGET)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with serve() as hub, shell(hub, tmp_path_factory.mktemp("home")) as command:
-        yield command
-
-
-@pytest.fixture
-def hub(running: Shell, tmp_path: Path) -> FakeHub:
-    return emptied(running.hub, tmp_path / "hub")
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    """Where the command runs."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def run(running: Shell, hub: FakeHub, here: Path) -> Run:
-    assert hub is running.hub
-    return Run(running, here)
 
 
 @pytest.fixture

@@ -2,97 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.recipes import MATRIX, QUICK, bytes_of, states, statuses, written
 from tests.cli.support import DEMO
-from tests.fake_hub import FakeHub, serve
-from tests.hub_shell import ROOT, TOKEN, Ran, Run, Shell, checkpoint, emptied, published, shell
-
-#: Everything but what runs the model.
-QUICK = """\
-source: {source}
-method: yarn
-target: 1k
-out: out
-outputs:
-  - name: long
-    repo_id: me/long
-  - name: long-GGUF
-    to: gguf
-    outtypes: [f16, q8_0]
-    repo_id: me/long-GGUF
-check: true
-card: true
-"""
-
-MATRIX = """\
-source: {source}
-out: out
-matrix:
-  method: [yarn, linear, ntk]
-  target: [512, 1k]
-outputs:
-  - name: long
-check: true
-"""
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with serve() as hub, shell(hub, tmp_path_factory.mktemp("home")) as command:
-        yield command
-
-
-@pytest.fixture
-def hub(running: Shell, tmp_path: Path) -> FakeHub:
-    return emptied(running.hub, tmp_path / "hub")
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def run(running: Shell, hub: FakeHub, here: Path) -> Run:
-    assert hub is running.hub
-    return Run(running, here)
-
-
-def written(here: Path, recipe: str, name: str = "recipe.yaml", **values: object) -> Path:
-    """A recipe's file."""
-    path = here / name
-    path.write_text(recipe.format(source=DEMO, **values))
-    return path
-
-
-def states(ran: Ran, label: str = "") -> list[tuple[str, str, str]]:
-    """Of each step of a variant: its name, its output, what became of it."""
-    variant = next(each for each in ran.document["variants"] if each["label"] == label)
-    return [(step["step"], step["output"], step["status"]) for step in variant["steps"]]
-
-
-def statuses(ran: Ran, label: str = "") -> set[str]:
-    return {status for _step, _output, status in states(ran, label)}
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    """Every file below a folder by its checksum."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+from tests.fake_hub import FakeHub
+from tests.hub_shell import ROOT, TOKEN, Run, checkpoint, emptied, published
 
 
 def test_the_demo_recipe_in_one_command(run: Run, hub: FakeHub, here: Path) -> None:
@@ -145,15 +69,14 @@ def test_killed_at_every_step_it_goes_on(run: Run, hub: FakeHub, here: Path, whe
     assert whole.code == 0, whole.err + whole.out
     steps = states(whole)
     assert len(steps) == 8
-    for number, (step, _output, _status) in enumerate(steps):
+    for number in range(len(steps)):
         emptied(hub, here.parent / f"hub-{number}")
         out = here / f"killed-{number}"
         killed(here, hub, number, when=when, out=out)
         done = run("run", "recipe.yaml", "--out", out, "--json")
         assert done.code == 0, done.err + done.out
-        # A conversion that was finished when the kill came is taken for what it is.
-        kept = number + (step == "convert" and when == "after it was done")
-        assert [each[2] for each in states(done)] == ["unchanged"] * kept + ["done"] * (len(steps) - kept)
+        # What had no end put down is done anew: nothing else tells what it was made of.
+        assert [each[2] for each in states(done)] == ["unchanged"] * number + ["done"] * (len(steps) - number)
         for name in ("long", "long-GGUF"):
             assert bytes_of(out / name) == bytes_of(here / "whole" / name)
             assert set(bytes_of(published(hub, f"me/{name}"))) >= set(bytes_of(out / name))
@@ -327,15 +250,17 @@ def test_a_matrix_in_shards_is_the_matrix_whole(run: Run, here: Path) -> None:
     written(here, MATRIX.replace("check: true", "check: false"))
     changed = run("run", "recipe.yaml", "--merge", "--json")
     assert changed.code == 1
-    assert changed.document["found"] == "what was run before the recipe was changed"
+    assert changed.document["found"] == "results of what the recipe said before it was changed"
 
 
 def timeless(document: dict[str, Any]) -> dict[str, Any]:
-    """A result without what another run has otherwise: its seconds and its folder."""
-    variants = [
-        {**variant, "steps": [{**step, "seconds": 0} for step in variant["steps"]]} for variant in document["variants"]
-    ]
+    """A result without what another run in another folder has otherwise."""
+    variants = [{**variant, "steps": list(map(without_time, variant["steps"]))} for variant in document["variants"]]
     return {**document, "variants": variants, "out": ""}
+
+
+def without_time(step: dict[str, Any]) -> dict[str, Any]:
+    return {**step, "seconds": 0, "stamp": "", "files": sorted(step["files"])}
 
 
 GATED = """\
@@ -453,7 +378,8 @@ def test_two_runs_exclude_each_other(run: Run, here: Path) -> None:
     with locked(here / "out"):
         done = run("run", "recipe.yaml", "--no-push", "--json")
     assert done.code == 1
-    assert done.document["code"] == "busy"
+    assert done.document["variants"][0]["error"]["code"] == "busy"
+    assert not (here / "out" / "run.json").exists()
 
 
 def test_without_a_local_copy_the_hub_copies_the_weights(run: Run, hub: FakeHub, here: Path) -> None:

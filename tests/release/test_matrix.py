@@ -96,7 +96,7 @@ def test_lines_are_those_of_the_matrix(tmp_path: Path) -> None:
         ("smoke: [{smoke: {length: 8k}}, no]", ["length-8k", "smoke-no"]),
         ("n: [1, two, '-3']", ["n-1", "two", "n-3"]),
         ("method: ['-.a..', 'b//c d']", ["a", "b-c-d"]),
-        ("revision: ['x-${n}', '${name}-y']", ["x-1", "name-y"]),
+        ("revision: ['x-${n}', '${name}-y']", ["x-n", "name-y"]),
     ],
 )
 def test_labels_say_what_was_chosen(tmp_path: Path, matrix: str, wanted: list[str]) -> None:

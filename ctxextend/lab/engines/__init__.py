@@ -178,7 +178,11 @@ def _idle(option: str, found: object, why: str) -> UsageError:
 
 def engine_of(opened: Opened, name: EngineName) -> EngineName:
     """The engine that a name stands for. Raises :class:`UsageError` for one that can't read the format."""
-    gguf = opened.contents.gguf is not None
+    return engine_for(name, gguf=opened.contents.gguf is not None)
+
+
+def engine_for(name: EngineName, *, gguf: bool) -> EngineName:
+    """The same for a format alone."""
     if name == "auto":
         return "llama.cpp" if gguf else "transformers"
     if gguf != (name == "llama.cpp"):
