@@ -117,6 +117,15 @@ def test_the_python_example_runs(workplace: Path) -> None:
     assert (workplace / "build" / "demo-1k-python" / "model.safetensors").is_file()
 
 
+def test_the_python_example_of_recipes_runs(workplace: Path) -> None:
+    shutil.copy(ROOT / "demo" / "recipe.yaml", workplace / "demo")
+    text = (ROOT / "docs" / "guides" / "recipes.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == str(["convert", "convert", "check", "check", "smoke", "eval", "card", "card"]) + "\n"
+
+
 @pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES])
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
