@@ -67,8 +67,8 @@ def _training_free(factor: float) -> tuple[Choice, Choice]:
             options=headroom,
             reason="without training, above 2x: on SmolLM2-135M at 4x static NTK with a quarter of headroom predicted "
             "the whole target as well as YaRN (29.80, 29.86; llama3 38.62) and the trained length better; without its "
-            "headroom the last eighth fails. On the small demo model llama3's scaling is best at 4x and static NTK weak: ctxextend "
-            "compare measures yours",
+            "headroom the last eighth fails. On the small demo model llama3's scaling is best at 4x and static NTK "
+            "weak: ctxextend compare measures yours",
         ),
         Choice(method="yarn", reason="the next best of those measured without training"),
     )
