@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctxextend.apply import output_error
 from ctxextend.errors import OutputError, RefusedError
 from ctxextend.pipeline import Opened
 from ctxextend.release.prepared import Output, RunOptions
 from ctxextend.release.reading import RecipeFile, Variant
-from ctxextend.release.results import RESULTS, SCHEMA, SUMMARY, VariantResult
+from ctxextend.release.results import EVIDENCE, RESULTS, SCHEMA, SUMMARY, VariantResult
 
 
 def folder_of(file: RecipeFile, variant: Variant, options: RunOptions) -> Path:
@@ -24,7 +25,9 @@ def root_of(file: RecipeFile, variant: Variant, options: RunOptions) -> Path:
     if options.out is not None:
         return Path(options.out)
     said = variant.document.out
-    return Path(said).expanduser() if said is not None else Path(file.name)
+    if said is None:
+        return Path(file.name)
+    return Path(os.path.expanduser(said))  # noqa: PTH111 - Path raises for a user that there isn't
 
 
 def one_root(file: RecipeFile, options: RunOptions) -> Path:
@@ -57,13 +60,18 @@ def require_places(opened: Opened, folder: Path, outputs: Sequence[Output], befo
             hint="--out names another folder",
         )
     source = opened.source.folder or opened.source.file
+    ours = set() if before is None else {*before.made, *(step.output for step in before.steps)}
     for place in (folder, *(output.evidence for output in outputs)):
         if source is not None and _inside(place.resolve(), source.resolve()):
             raise _apart(place, source)
     for output in outputs:
         if source is not None and _inside(source.resolve(), output.evidence.resolve()):
             raise _apart(output.evidence, source)
-        if before is None and output.evidence.exists():
+        for place in (folder / EVIDENCE, output.evidence):
+            # A link would take what is written to wherever it leads.
+            if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+                raise _taken(place)
+        if output.name not in ours and output.evidence.exists():
             raise _taken(output.evidence)
 
 
@@ -81,28 +89,36 @@ def _apart(place: Path, source: Path) -> RefusedError:
     )
 
 
-def require_results(root: Path) -> None:
+def require_results(root: Path, *, recipe: str) -> None:
     """Raises :class:`RefusedError` where the results of a whole run would replace somebody else's files."""
     results, summary = root / RESULTS, root / SUMMARY
-    if os.path.lexists(results) and not _is_ours(results):
+    if os.path.lexists(results) and not _is_ours(results, recipe):
         raise _taken(results)
-    if os.path.lexists(summary) and not results.exists():
+    if os.path.lexists(summary) and not (results.exists() and summary.is_file()):
         raise _taken(summary)
 
 
 def forget_results(root: Path) -> None:
-    """Take an earlier run's results away: until this one ends they would be taken for its own."""
+    """Take an earlier run's results away: until this one ends they would be taken for its own.
+
+    Raises :class:`OutputError`.
+    """
     # The page first: without the other it would be somebody else's.
     for name in (SUMMARY, RESULTS):
-        (root / name).unlink(missing_ok=True)
+        try:
+            (root / name).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise output_error(error, root / name) from error
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Path, recipe: str) -> bool:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("schema") == SCHEMA
+    return isinstance(found, dict) and (found.get("schema"), found.get("recipe")) == (SCHEMA, recipe)
 
 
 def _taken(path: Path) -> RefusedError:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from ctxextend.apply import Options
+from ctxextend.errors import RefusedError
+from ctxextend.exports.outtypes import NATIVE
 from ctxextend.findings import Meant
 from ctxextend.hub import PushOptions
 from ctxextend.pipeline import Opened
 from ctxextend.plan import Plan
 from ctxextend.release import asked
-from ctxextend.release.document import OutputPart
+from ctxextend.release.document import OutputPart, listed
 from ctxextend.release.reading import Variant
 from ctxextend.release.results import StepResult, VariantResult
-from ctxextend.tensors.places import manifest_of
+from ctxextend.tensors.converter import find_converter
+from ctxextend.tensors.llama_quantize import find_quantizer
+from ctxextend.tensors.places import is_proven, manifest_of
 
 
 class RunOptions(Struct, frozen=True, kw_only=True):
@@ -65,17 +70,26 @@ class Prepared(Struct, frozen=True, kw_only=True):
     outputs: tuple[Output, ...]
 
 
-def stands(output: Output, before: VariantResult | None) -> bool:
-    """Whether an earlier run made this very output, and nobody has touched it since."""
-    steps = () if before is None else before.steps
-    known = next((step for step in steps if (step.step, step.output) == ("convert", output.name)), None)
-    return known is not None and made_it(known, output)
+def converted(output: Output, before: VariantResult | None) -> StepResult | None:
+    """What an earlier run that finished the conversion put down of it."""
+    for step in () if before is None else before.steps:
+        if (step.step, step.output) == ("convert", output.name) and (step.finished or step.status == "earlier"):
+            return step
+    return None
+
+
+def is_touched(known: StepResult, output: Output) -> bool:
+    """Whether somebody may have changed what a conversion has written; where all of it is hashed, whether somebody has.
+
+    What isn't there any more isn't touched.
+    """
+    path = output.path
+    return path.exists() and known.stamp != stamp_of(path) and not is_proven(path)
 
 
 def made_it(known: StepResult, output: Output) -> bool:
-    """Whether a conversion that an earlier run finished is still the one that is asked for."""
-    finished = known.finished or known.status == "earlier"
-    return finished and known.inputs == output.inputs and known.stamp == stamp_of(output.path)
+    """Whether a conversion that an earlier run finished is the one that is asked for, and as it was written."""
+    return known.inputs == output.inputs and output.path.exists() and not is_touched(known, output)
 
 
 def stamp_of(path: Path) -> str:
@@ -96,9 +110,21 @@ def times_of(opened: Opened) -> list[tuple[str, int]]:
 
 
 def programs_of(part: OutputPart) -> list[tuple[str, int, int]]:
-    """Of the programs that a recipe names, what tells another build."""
-    paths = (Path(name).expanduser() for name in (part.quantizer, part.converter) if name is not None)
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    """Of the programs that write an output, which a recipe names or are on PATH, what tells another build."""
+    if part.to != "gguf":
+        return []
+    found: list[Path] = []
+    quantizer, converter = (
+        None if name is None else Path(name).expanduser() for name in (part.quantizer, part.converter)
+    )
+    # One that isn't there is told where it is needed.
+    with suppress(RefusedError):
+        if any(name.lower() not in NATIVE for name in listed(part.outtypes)) and (program := find_quantizer(quantizer)):
+            found.append(program.path)
+    with suppress(RefusedError):
+        if (script := find_converter(converter)) is not None:
+            found.append(script)
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
 
 
 def digest(*parts: object) -> str:

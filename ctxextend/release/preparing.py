@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -11,12 +12,12 @@ import msgspec
 
 from ctxextend import checkpoint
 from ctxextend.apply import check_actions
-from ctxextend.errors import CtxextendError, UsageError
+from ctxextend.errors import CtxextendError, RefusedError, UsageError
 from ctxextend.export_apply import require_export
 from ctxextend.findings import Meant
 from ctxextend.hub import PushOptions, check_publishing, needs_no_weights, require_name
 from ctxextend.lab.charts import require_matplotlib
-from ctxextend.lab.engines import engine_for, need_of, require_modules
+from ctxextend.lab.engines import engine_for, need_of, usable_engine
 from ctxextend.lab.evaluation import fingerprint
 from ctxextend.lab.names import ORIGINAL
 from ctxextend.lab.runnable import require_next_token, require_runnable
@@ -28,7 +29,17 @@ from ctxextend.release import asked
 from ctxextend.release.document import OutputPart, RecipeDocument
 from ctxextend.release.located import located
 from ctxextend.release.places import folder_of, require_places
-from ctxextend.release.prepared import Output, Prepared, RunOptions, digest, programs_of, stands, times_of
+from ctxextend.release.prepared import (
+    Output,
+    Prepared,
+    RunOptions,
+    converted,
+    digest,
+    is_touched,
+    made_it,
+    programs_of,
+    times_of,
+)
 from ctxextend.release.reading import RecipeFile, Variant
 from ctxextend.release.results import EVIDENCE, VariantResult
 from ctxextend.release.state import read_state
@@ -56,7 +67,7 @@ class Preparation:
         document = variant.document
         folder = folder_of(self.file, variant, self.options)
         try:
-            with self._at(variant, "source"):
+            with self._at(variant, "source", of=f"source {document.source}"):
                 opened = self._opened(document)
             before = read_state(folder, recipe=self.file.name)
             with self._at(variant):
@@ -103,7 +114,7 @@ class Preparation:
     def _output(self, variant: Variant, opened: Opened, folder: Path, index: int) -> Output:
         document = variant.document
         part = document.outputs[index]
-        with self._at(variant, "outputs", index):
+        with self._at(variant, "outputs", index, of=f"source {document.source}"):
             recipe = asked.recipe_of(document, part)
             options = asked.options_of(part, force=False)
             plan = plan_source(opened, recipe)
@@ -159,7 +170,7 @@ class Preparation:
         """What ``check`` holds outputs to, where the recipe names it."""
         if check is None or check.against is None:
             return None
-        with self._at(variant, "check", "against"):
+        with self._at(variant, "check", "against", of=f"against {check.against}"):
             return meaning_of(check.against, token=self.options.token, cache_dir=self.options.cache_dir)
 
     def _base(self, variant: Variant, opened: Opened, evaluation: asked.EvalAsked | None) -> Opened | None:
@@ -168,7 +179,7 @@ class Preparation:
             return None
         if evaluation.against == SOURCE:
             return opened
-        with self._at(variant, "eval", "against"):
+        with self._at(variant, "eval", "against", of=f"against {evaluation.against}"):
             return self._opened(RecipeDocument(source=evaluation.against or ""))
 
     def _require_readers(self, document: RecipeDocument) -> None:
@@ -203,13 +214,23 @@ class Preparation:
 
     def _require_names(self, variant: Variant, outputs: Sequence[Output]) -> None:
         for index, output in enumerate(outputs):
-            if any(output.name == other.name for other in outputs[:index]):
+            # Disks that tell no capitals apart have one place for both.
+            if any(output.name.lower() == other.name.lower() for other in outputs[:index]):
                 self._refuse(variant, "two outputs have one name", output.name, index, "name")
 
     def _require_output(self, opened: Opened, output: Output, before: VariantResult | None) -> None:
         """Where it goes is free, or holds what this recipe put there; what it takes beside the weights is there."""
-        if not output.part.local or stands(output, before):
+        known = converted(output, before)
+        if not output.part.local or (known is not None and made_it(known, output) and not self.options.force):
             return
+        if known is not None and is_touched(known, output) and not self.options.force:
+            raise RefusedError(
+                "the output was touched since it was written, and is left alone",
+                code="output-changed",
+                file=str(output.path),
+                expected="the files of the size and time that they were written with",
+                hint="move it away, or --force: it is converted anew; with 'checksums: true' copies are known again",
+            )
         force = before is not None and output.name in before.made and output.path.exists()
         options = msgspec.structs.replace(output.options, force=force)
         check_run(output.plan, opened, output.path, options=options)
@@ -239,10 +260,11 @@ class Preparation:
                         found=str(length),
                     )
                 if wish.choice.endpoint is not None:
+                    usable_engine(opened, wish.choice)
                     require_next_token(opened, inspection)
                     continue
                 if engine_for(wish.choice.engine, gguf=output.plan.to == "gguf") == "vllm":
-                    require_modules("vllm")
+                    _require_vllm()
                 else:
                     require_runnable(opened, inspection, output.plan)
                 if same:
@@ -257,18 +279,27 @@ class Preparation:
             self._asked.add(key)
 
     @contextmanager
-    def _at(self, variant: Variant, *path: str | int) -> Iterator[None]:
-        """What is said of the recipe's own words is told with the line where they stand."""
+    def _at(self, variant: Variant, *path: str | int, of: str | None = None) -> Iterator[None]:
+        """What is said of the recipe's own words is told with the line where they stand.
+
+        ``of``: the checkpoint that is read, for what is wrong in its files.
+        """
         try:
             yield
         except CtxextendError as error:
-            if error.file is not None and not isinstance(error, UsageError):
-                raise
-            raise told(error, self.file, variant, *path) from error
+            raise told(error, self.file, variant, *path, of=of) from error
 
     def _refuse(self, variant: Variant, message: str, found: str, index: int, key: str) -> NoReturn:
         error = UsageError(message, code="recipe-value", found=found)
         raise located(error, self.file, variant, "outputs", index, key)
+
+
+def _require_vllm() -> None:
+    """Raises :class:`UsageError` where there is no vLLM, which no extra of ours brings."""
+    if find_spec("vllm") is None:
+        raise UsageError(
+            "this needs vllm, which isn't installed", code="missing-extra", key="--engine", hint="pip install vllm"
+        )
 
 
 def _require_original(output: Output, wish: asked.EvalAsked) -> None:

@@ -58,7 +58,8 @@ class VariantResult(Struct, frozen=True, kw_only=True):
     """One variant. ``label`` names it in the matrix, ``values`` are what the matrix chose.
 
     ``document``: a digest of what the recipe says for it; ``fingerprint``: of the source. ``folder`` is relative to the
-    recipe's. ``made``: the outputs that runs of this recipe have ever written there. ``error``: why it wasn't begun.
+    recipe's. ``made``: the outputs that runs of this recipe have ever written there; ``cards``: their cards by path,
+    with SHA-256 as they were written. ``error``: why it wasn't begun.
     """
 
     schema: str = VARIANT_SCHEMA
@@ -74,6 +75,7 @@ class VariantResult(Struct, frozen=True, kw_only=True):
     exit_code: int
     warnings: tuple[PlanWarning, ...] = ()
     made: tuple[str, ...] = ()
+    cards: Mapping[str, str] = {}
     steps: tuple[StepResult, ...]
     error: ErrorDocument | None = None
 

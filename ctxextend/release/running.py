@@ -42,7 +42,7 @@ def run(
     root = one_root(file, settings)
     whole = shard is None or shard.count == 1
     if whole:
-        require_results(root)
+        require_results(root, recipe=file.name)
     if whole and not settings.dry_run:
         forget_results(root)
     variants = file.variants if shard is None else select(file.variants, shard)
@@ -63,7 +63,7 @@ def merge(file: RecipeFile, options: RunOptions | None = None) -> RunResult:
     """
     settings = options or RunOptions()
     root = one_root(file, settings)
-    require_results(root)
+    require_results(root, recipe=file.name)
     found: list[VariantResult] = []
     for variant in file.variants:
         folder = folder_of(file, variant, settings)
@@ -149,9 +149,11 @@ def _variant(prepared: Prepared, options: RunOptions, audience: Audience) -> Var
             state = State(prepared.folder, result, read_state(prepared.folder, recipe=prepared.recipe))
             _carry_out(state, steps, options, audience)
             return state.result
-    except CtxextendError as error:
+    except Exception as error:
+        if os.environ.get("CTXEXTEND_DEBUG") == "1":
+            raise
         # Such as another run in this folder: the other variants have folders of their own.
-        failed = msgspec.structs.replace(result, error=error_document(error))
+        failed = msgspec.structs.replace(result, error=error_document(_as_ours(error, prepared.folder)))
         return judged(failed, steps=result.steps)
 
 
@@ -187,11 +189,10 @@ def _carry_out(state: State, steps: Sequence[Step], options: RunOptions, audienc
             state.put(kept)
             audience.ended(kept)
             continue
-        known = state.known(left)
         started = StepResult(step=step.name, output=step.output.name, status="started", inputs=step.inputs())
         state.put(started)
         audience.begins(started, number=number, of=len(steps))
-        how = How(audience=audience, known=known, made=state.result.made, force=options.force)
+        how = How(audience=audience, made=state.result.made, cards=state.result.cards, force=options.force)
         done = _done(step, started, how, folder=state.folder)
         state.put(done)
         audience.ended(done)

@@ -5,7 +5,6 @@ It is written before a step begins and after it has ended, in one rename each ti
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 from collections.abc import Iterator
@@ -79,9 +78,9 @@ class State:
             for place, each in left.items()
             if each.finished or each.status == "earlier"
         }
-        made = () if before is None else before.made
+        made, cards = ((), {}) if before is None else (before.made, before.cards)
         steps = [self._earlier.get((each.step, each.output), each) for each in result.steps]
-        self.result = judged(msgspec.structs.replace(result, made=made), steps=steps)
+        self.result = judged(msgspec.structs.replace(result, made=made, cards=cards), steps=steps)
 
     def known(self, step: StepResult) -> StepResult | None:
         """The result that an earlier run has of this step."""
@@ -90,11 +89,13 @@ class State:
     def put(self, step: StepResult) -> None:
         """Keep what became of a step."""
         place = (step.step, step.output)
-        made = self.result.made
+        made, cards = self.result.made, self.result.cards
         if step.step == "convert" and step.output not in made:
             made = (*made, step.output)
+        if step.step == "card" and step.status == "done":
+            cards = {**cards, **step.files}
         steps = [step if (each.step, each.output) == place else each for each in self.result.steps]
-        self.result = judged(msgspec.structs.replace(self.result, made=made), steps=steps)
+        self.result = judged(msgspec.structs.replace(self.result, made=made, cards=cards), steps=steps)
         write_document(self.folder / STATE, encode(self.result))
 
 
@@ -130,13 +131,13 @@ def locked(folder: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise output_error(error, folder) from error
+        except BlockingIOError as error:
             raise OutputError(
                 "another run works in this folder",
                 code="busy",
                 file=str(folder),
                 hint="wait for it, or choose another --out",
             ) from error
+        except OSError as error:
+            raise output_error(error, folder) from error
         yield

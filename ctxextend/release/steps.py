@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 from abc import ABC, abstractmethod
@@ -22,8 +23,10 @@ from ctxextend.hub.parcels import CARD, card_of
 from ctxextend.lab.evaluation import fingerprint
 from ctxextend.lab.gates import failure_of as gate_failure
 from ctxextend.lab.gates import with_defaults
+from ctxextend.lab.ledger import NAME as CELLS
 from ctxextend.lab.names import ORIGINAL
 from ctxextend.lab.report import write_report
+from ctxextend.lab.report_folder import CHARTS, PAGE, holds_report
 from ctxextend.lab.results import Evaluation
 from ctxextend.lab.smoke import failure_of as smoke_failure
 from ctxextend.lab.verbs import Laid, Run, eval_source, smoke_source
@@ -32,11 +35,10 @@ from ctxextend.pipeline import check_source, checkpoints_in, open_source, run_pl
 from ctxextend.plan import Plan
 from ctxextend.release import asked
 from ctxextend.release.audience import Audience
-from ctxextend.release.prepared import Output, Prepared, digest, stamp_of
+from ctxextend.release.prepared import Output, Prepared, digest, made_it, stamp_of, times_of
 from ctxextend.release.results import StepName, StepResult
 from ctxextend.release.state import sha256_of_file, write_document
 from ctxextend.runtimes import gguf_readers_of, readers_of
-from ctxextend.version import VERSION
 
 #: What ``check`` found, in an output's evidence.
 CHECK: Final = "check.json"
@@ -90,11 +92,11 @@ class Step(ABC):
 
 
 class How(Struct, frozen=True, kw_only=True):
-    """How a step is done. ``known``: the result that an earlier run has of it; ``made``: the outputs that are ours."""
+    """How a step is done. ``made``: the outputs that are ours; ``cards``: the cards, as they were written."""
 
     audience: Audience
-    known: StepResult | None
     made: tuple[str, ...]
+    cards: Mapping[str, str]
     force: bool
 
 
@@ -115,7 +117,7 @@ class ConvertStep(Step):
 
     def stands(self, known: StepResult, inputs: str) -> bool:
         """The same question, and nobody has touched what was written."""
-        return known.inputs == inputs and known.stamp == stamp_of(self.output.path)
+        return known.inputs == inputs and made_it(known, self.output)
 
     def do(self, how: How) -> Outcome:
         """Write it, in the place of what an earlier run of this recipe wrote."""
@@ -232,6 +234,9 @@ class SmokeStep(Step):
         return Outcome(summary=summary, files=tuple(files), error=error)
 
 
+#: Beside what was measured: a digest of what it was measured of.
+_OF: Final = "cells-of.txt"
+
 #: What a report's folder says that holds something else, or something broken: in a folder of ours it is begun anew.
 _OTHER_REPORT: Final = frozenset({"other-results", "broken-results", "output-exists"})
 
@@ -249,8 +254,12 @@ class EvalStep(Step):
 
     def inputs(self) -> str:
         """The output, what is asked, what it is held against, and what runs it."""
-        base = None if self.output.base is None else fingerprint(self.output.base)
-        return digest(self.name, self.output.inputs, _asked(self.wish), base)
+        return digest(self.name, self._of(), _asked(self.wish))
+
+    def _of(self) -> str:
+        """What the numbers are of: whatever else is asked, those of anything else are none of these."""
+        base = self.output.base
+        return digest(self.output.inputs, None if base is None else (fingerprint(base), times_of(base)))
 
     def outlook(self) -> str:
         """What is measured how far, and what it is held to."""
@@ -267,6 +276,7 @@ class EvalStep(Step):
         error: CtxextendError | None = None
         for file in checkpoints_in(self.output.path):
             folder = self.evidence(file)
+            self._make_ready(folder)
             try:
                 found = self._measured(file, folder, how.audience, anew=how.force)
             except CtxextendError as other:
@@ -280,6 +290,19 @@ class EvalStep(Step):
         said = ", ".join(f"{name} {'none' if value is None else f'{value:.4g}'}" for name, value in figures.items())
         summary = said if error is None else f"{error.message}; {said}"
         return Outcome(summary=summary, files=tuple(files), figures=figures, error=error)
+
+    def _make_ready(self, folder: Path) -> None:
+        """Take away what was measured of something else, which samples of its weights may not tell from this.
+
+        And pages and charts that have lost their numbers: a report would be refused for them.
+        """
+        if not holds_report(folder):
+            for name in (EVAL, PAGE, *(f"{chart}.png" for chart in CHARTS)):
+                (folder / name).unlink(missing_ok=True)
+        of = self._of().encode()
+        if not (folder / _OF).is_file() or (folder / _OF).read_bytes() != of:
+            (folder / CELLS).unlink(missing_ok=True)
+            write_document(folder / _OF, of)
 
     def _measured(self, file: Path, folder: Path, audience: Audience, *, anew: bool) -> Evaluation:
         wish = self.wish
@@ -327,7 +350,7 @@ class CardStep(Step):
 
     def inputs(self) -> str:
         """The output, what is known of how good it is, and where it goes."""
-        return digest(self.name, VERSION, self.output.inputs, self.output.part.repo_id, _evidence(self.output))
+        return digest(self.name, self.output.inputs, self.output.part.repo_id, _evidence(self.output))
 
     def outlook(self) -> str:
         """Where it goes."""
@@ -343,19 +366,21 @@ class CardStep(Step):
 
     def do(self, how: How) -> Outcome:
         """Write it beside the evidence. Raises :class:`RefusedError` where that would lose what somebody wrote."""
-        known = {} if how.known is None else how.known.files
-        written = known.get(self._path.relative_to(self.prepared.folder).as_posix())
-        if written is not None and self._path.is_file() and sha256_of_file(self._path) != written:
-            raise RefusedError(
-                "somebody has written into the card, and what it tells of has changed",
-                code="card-changed",
-                file=str(self._path),
-                hint="move it away: a new one is written, into which your part can go again",
-            )
         folder, measured = report_of(self.output)
         text = card_of(self.output.path, repo_id=self.output.part.repo_id, report=folder, measured=measured)
-        write_document(self._path, text)
-        return Outcome(summary=f"{show_bytes(len(text))}: {self._path}", files=(self._path,))
+        written = how.cards.get(self._path.relative_to(self.prepared.folder).as_posix())
+        new, there = hashlib.sha256(text).hexdigest(), sha256_of_file(self._path)
+        if there in ("", new, written):
+            write_document(self._path, text)
+            return Outcome(summary=f"{show_bytes(len(text))}: {self._path}", files=(self._path,))
+        if new == written:
+            return Outcome(summary=f"as it was edited: {self._path}")
+        raise RefusedError(
+            "somebody has written into the card, and what it tells of has changed",
+            code="card-changed",
+            file=str(self._path),
+            hint="move it away: a new one is written, into which your part can go again",
+        )
 
 
 class PushStep(Step):
@@ -374,7 +399,7 @@ class PushStep(Step):
         how = msgspec.structs.replace(self.output.push, token=None, cache_dir=None, quiet=False)
         card = "" if self._card is None else sha256_of_file(self._card)
         where = os.environ.get("HF_ENDPOINT")
-        return digest(self.name, VERSION, self.output.inputs, how, card, _evidence(self.output), where)
+        return digest(self.name, self.output.inputs, how, card, _evidence(self.output), where)
 
     def outlook(self) -> str:
         """Where to."""

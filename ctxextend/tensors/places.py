@@ -139,10 +139,12 @@ def _read_manifest(path: Path) -> _Manifest | None:
     return found if found.schema.startswith(_SCHEMA) else None
 
 
-def is_unchanged(out: Path) -> bool:
-    """Whether an output of ours is there, each file as its manifest says that it was written."""
+def is_proven(out: Path) -> bool:
+    """Whether an output of ours is there, with a checksum of every file in its manifest, and each as that says."""
     manifest = _read_manifest(manifest_of(out)) if out.exists() else None
-    return manifest is not None and _changed(out, manifest) is None
+    if manifest is None or any(file.sha256 is None for file in manifest.files):
+        return False
+    return _changed(out, manifest) is None
 
 
 def _changed(out: Path, manifest: _Manifest) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
+from typing import Any
 
 from tests.cli.support import DEMO
 from tests.hub_shell import Ran
@@ -58,3 +60,74 @@ def bytes_of(folder: Path) -> dict[str, str]:
     """Every file below a folder by its checksum."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+#: One output, and a card to read.
+CARD = """\
+source: {source}
+method: yarn
+target: 1k
+out: out
+outputs:
+  - name: long
+card: true
+"""
+
+CHECKED = CARD.replace("card: true", "check: true")
+
+#: Measured through a server, so that no model runs here: the loss of each text, and whether it works.
+SERVED = (
+    CARD
+    + """\
+smoke:
+  endpoint: {url}
+  length: 48
+  text: text.txt
+eval:
+  endpoint: {url}
+  lengths: [60]
+  tasks: perplexity
+  windows: 1
+  text: text.txt
+"""
+)
+
+
+def excerpt(here: Path) -> Path:
+    """The text that a recipe measures on."""
+    path = here / "text.txt"
+    path.write_bytes((DEMO.parent / "heldout.txt").read_bytes()[:3000])
+    return path
+
+
+def model(here: Path) -> Path:
+    """A copy of the demo checkpoint, to be changed."""
+    return Path(shutil.copytree(DEMO, here / "model"))
+
+
+def flip(path: Path, at: int) -> bytes:
+    """Another byte at a place of a file; what the file says then."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def edited(path: Path) -> str:
+    """A line more in a file of text; what it says then."""
+    text = path.read_text() + "\nAdded by hand.\n"
+    path.write_text(text)
+    return text
+
+
+def step(ran: Ran, name: str, output: str = "long", label: str = "") -> dict[str, Any]:
+    """What became of one step."""
+    variant = next(each for each in ran.document["variants"] if each["label"] == label)
+    found: dict[str, Any] = next(each for each in variant["steps"] if (each["step"], each["output"]) == (name, output))
+    return found
+
+
+def done(ran: Ran, label: str = "") -> list[str]:
+    """The steps that a run has done, by name, where nothing went wrong."""
+    assert ran.code == 0, ran.err + ran.out
+    return [name for name, _output, status in states(ran, label) if status == "done"]
