@@ -151,7 +151,8 @@ def convert(
     if smoke:
         _require_runnable(plan, opened, recipe, config_only=config_only)
     if in_place:
-        _refuse_beside_in_place(
+        o.refuse_beside(
+            "--in-place writes no output that this could be said of",
             out=out,
             force=force,
             config_only=config_only,
@@ -312,17 +313,6 @@ def _smoked(console: Console, path: Path, *, family: str | None) -> list[SmokeRe
             # What convert prints is the output's path alone.
             console.draw_note(smoke_page(report))
     return reports
-
-
-def _refuse_beside_in_place(**given: object) -> None:
-    for name, value in given.items():
-        if value not in (None, False, "auto"):
-            raise UsageError(
-                "--in-place writes no output that this could be said of",
-                code="bad-option",
-                key=f"--{name.replace('_', '-')}",
-                hint="leave one of them away",
-            )
 
 
 def _saved_plan(path: Path, recipe: Recipe) -> Plan:

@@ -259,6 +259,13 @@ def settings_of(pairs: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
+def refuse_beside(why: str, **given: object) -> None:
+    """Raises :class:`UsageError` for an option that was given and says nothing here."""
+    for name, value in given.items():
+        if value not in (None, False, "auto"):
+            raise UsageError(why, code="bad-option", key=f"--{name.replace('_', '-')}", hint="leave one of them away")
+
+
 def variables_of(pairs: Iterable[str]) -> dict[str, str]:
     """``--var KEY=VALUE`` pairs, as text. Raises :class:`UsageError` for one that can't be read, or given twice."""
     variables: dict[str, str] = {}

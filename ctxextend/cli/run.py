@@ -72,7 +72,7 @@ def run(
         out=out, push=push, force=force, dry_run=dry_run, token=token, cache_dir=cache_dir, quiet=quiet or as_json
     )
     if merge:
-        _refuse_beside_merge(shard=shard, dry_run=dry_run, force=force)
+        o.refuse_beside("--merge runs nothing", shard=shard is not None, dry_run=dry_run, force=force)
         found = merged(file, options)
     else:
         from ctxextend.release.matrix import shard_of
@@ -104,17 +104,6 @@ def _require_alone() -> None:
             hint="torchrun is for eval alone; here a model that one GPU can't hold goes over all that it sees "
             "(device: auto), or to a server (endpoint)",
         )
-
-
-def _refuse_beside_merge(**given: object) -> None:
-    for name, value in given.items():
-        if value:
-            raise UsageError(
-                "--merge runs nothing",
-                code="bad-option",
-                key=f"--{name.replace('_', '-')}",
-                hint="leave one of them away",
-            )
 
 
 def _audience(console: Console) -> Audience:

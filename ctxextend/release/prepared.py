@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,8 +96,13 @@ def made_it(known: StepResult, output: Output) -> bool:
 def stamp_of(path: Path) -> str:
     """A digest of the names, sizes and times of an output's files; its manifest's too where that lies beside it."""
     files = [path, manifest_of(path)] if path.suffix == ".gguf" else sorted(path.rglob("*"))
-    stats = [(str(file.relative_to(path.parent)), file.stat()) for file in files if file.is_file()]
-    return digest([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return digest([(str(Path(name).relative_to(path.parent)), *stat) for name, *stat in stats_of(files)])
+
+
+def stats_of(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Of each file that is there its path, its size in bytes, and when it was changed, in nanoseconds."""
+    stats = ((str(file), file.stat()) for file in files if file.is_file())
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def times_of(opened: Opened) -> list[tuple[str, int]]:
@@ -124,7 +130,7 @@ def programs_of(part: OutputPart) -> list[tuple[str, int, int]]:
     with suppress(RefusedError):
         if (script := find_converter(converter)) is not None:
             found.append(script)
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+    return stats_of(found)
 
 
 def digest(*parts: object) -> str:

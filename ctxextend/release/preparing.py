@@ -73,8 +73,13 @@ class Preparation:
             with self._at(variant):
                 asked.recipe_of(document, OutputPart())
             with self._at(variant, "check"):
-                self._require_readers(document)
-            outputs = [self._output(variant, opened, folder, index) for index in range(len(document.outputs))]
+                check = asked.check_asked(document.check)
+                _require_readers(check, document)
+            meant = self._meant(variant, check)
+            outputs = [
+                self._output(variant, opened, folder, index, check=check if part.local else None, meant=meant)
+                for index, part in enumerate(document.outputs)
+            ]
             self._require_names(variant, outputs)
             require_places(opened, folder, outputs, before)
             for index, output in enumerate(outputs):
@@ -111,7 +116,16 @@ class Preparation:
             self._sources[key] = open_source(given)
         return self._sources[key]
 
-    def _output(self, variant: Variant, opened: Opened, folder: Path, index: int) -> Output:
+    def _output(
+        self,
+        variant: Variant,
+        opened: Opened,
+        folder: Path,
+        index: int,
+        *,
+        check: asked.CheckAsked | None,
+        meant: Meant | None,
+    ) -> Output:
         document = variant.document
         part = document.outputs[index]
         with self._at(variant, "outputs", index, of=f"source {document.source}"):
@@ -121,8 +135,6 @@ class Preparation:
         check_actions(plan, opened.contents)
         name = plan.out if part.name is None else part.name
         plan = msgspec.structs.replace(plan, out=name)
-        with self._at(variant, "check"):
-            check = asked.check_asked(document.check) if part.local else None
         with self._at(variant, "smoke"):
             smoke = asked.smoke_asked(document.smoke)
         with self._at(variant, "eval"):
@@ -147,7 +159,7 @@ class Preparation:
             options=options,
             inputs=digest(VERSION, fingerprint(opened), times_of(opened), plan, options, programs_of(part)),
             check=check,
-            meant=self._meant(variant, check),
+            meant=meant,
             smoke=smoke,
             evaluation=evaluation,
             base=self._base(variant, opened, evaluation),
@@ -181,21 +193,6 @@ class Preparation:
             return opened
         with self._at(variant, "eval", "against", of=f"against {evaluation.against}"):
             return self._opened(RecipeDocument(source=evaluation.against or ""))
-
-    def _require_readers(self, document: RecipeDocument) -> None:
-        """Raises :class:`UsageError` for a check by a runtime that reads none of the outputs."""
-        check = asked.check_asked(document.check)
-        formats = {output.to for output in document.outputs}
-        for name in () if check is None or check.runtimes is None else check.runtimes:
-            reads = {"gguf": gguf_readers_of((name,)), "safetensors": readers_of((name,))}
-            if None not in formats and not any(reads[each] for each in formats if each is not None):
-                raise UsageError(
-                    f"{name} reads none of the outputs",
-                    code="nobody-reads",
-                    key="runtimes",
-                    found=name,
-                    hint="leave it out of check.runtimes, or add an output that it reads",
-                )
 
     def _require_told(self, variant: Variant, opened: Opened, output: Output, index: int) -> None:
         """Raises :class:`UsageError` for an output that asks for what the recipe, or its place, doesn't have."""
@@ -292,6 +289,23 @@ class Preparation:
     def _refuse(self, variant: Variant, message: str, found: str, index: int, key: str) -> NoReturn:
         error = UsageError(message, code="recipe-value", found=found)
         raise located(error, self.file, variant, "outputs", index, key)
+
+
+def _require_readers(check: asked.CheckAsked | None, document: RecipeDocument) -> None:
+    """Raises :class:`UsageError` for a check by a runtime that reads none of the outputs."""
+    formats = {output.to for output in document.outputs}
+    if check is None or check.runtimes is None or None in formats:
+        return
+    for name in check.runtimes:
+        reads = {"gguf": gguf_readers_of((name,)), "safetensors": readers_of((name,))}
+        if not any(reads[each] for each in formats if each is not None):
+            raise UsageError(
+                f"{name} reads none of the outputs",
+                code="nobody-reads",
+                key="runtimes",
+                found=name,
+                hint="leave it out of check.runtimes, or add an output that it reads",
+            )
 
 
 def _require_vllm() -> None:

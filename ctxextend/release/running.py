@@ -160,10 +160,11 @@ def _variant(prepared: Prepared, options: RunOptions, audience: Audience) -> Var
 def _kept(step: Step, left: StepResult, state: State, options: RunOptions, anew: set[str]) -> StepResult | None:
     """An earlier run's result of a step where it stands; nothing stands after what is done anew for its output."""
     known = state.known(left)
-    if known is None or options.force or step.output.name in anew or not step.stands(known, step.inputs()):
-        anew.add(step.output.name)
-        return None
-    return msgspec.structs.replace(known, status="unchanged", error=None)
+    may_stand = known is not None and not options.force and step.output.name not in anew
+    if known is not None and may_stand and known.inputs == step.inputs() and step.stands(known):
+        return msgspec.structs.replace(known, status="unchanged", error=None)
+    anew.add(step.output.name)
+    return None
 
 
 def _outlook(state: State, steps: Iterable[Step], options: RunOptions, audience: Audience) -> VariantResult:

@@ -6,7 +6,6 @@ It is written before a step begins and after it has ended, in one rename each ti
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 from ctxextend.apply import encode, output_error
 from ctxextend.errors import CheckpointError, OutputError, RefusedError
 from ctxextend.release.results import STATE, VARIANT_SCHEMA, StepResult, VariantResult, judged
+from ctxextend.tensors.checksums import sha256_of
 from ctxextend.tensors.staging import staged_data
 
 #: What a run holds while it works in a folder.
@@ -110,9 +110,9 @@ def write_document(path: Path, data: bytes) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Of a small file; empty for one that isn't there."""
+    """The checksum of a file; empty for one that isn't there."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     except OSError:
         return ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,7 @@ from ctxextend.pipeline import check_source, checkpoints_in, open_source, run_pl
 from ctxextend.plan import Plan
 from ctxextend.release import asked
 from ctxextend.release.audience import Audience
-from ctxextend.release.prepared import Output, Prepared, digest, made_it, stamp_of, times_of
+from ctxextend.release.prepared import Output, Prepared, digest, made_it, stamp_of, stats_of, times_of
 from ctxextend.release.results import StepName, StepResult
 from ctxextend.release.state import sha256_of_file, write_document
 from ctxextend.runtimes import gguf_readers_of, readers_of
@@ -76,11 +77,9 @@ class Step(ABC):
     def do(self, how: How) -> Outcome:
         """Do it. Raises :class:`CtxextendError` where it can't be done."""
 
-    def stands(self, known: StepResult, inputs: str) -> bool:
-        """Whether what an earlier run left is what this one would make: the same question, and the files untouched."""
-        return known.inputs == inputs and all(
-            sha256_of_file(self.prepared.folder / name) == sha256 for name, sha256 in known.files.items()
-        )
+    def stands(self, known: StepResult) -> bool:
+        """Whether what an earlier run left, asked the same, is as it was written."""
+        return all(sha256_of_file(self.prepared.folder / name) == sha256 for name, sha256 in known.files.items())
 
     def evidence(self, file: Path) -> Path:
         """Where what is found out of one checkpoint goes: of several in an output each has a folder."""
@@ -115,9 +114,9 @@ class ConvertStep(Step):
         types = next((action.outtypes for action in plan.actions if isinstance(action, Export)), ())
         return f"{_conversion(plan)}; {' '.join((plan.to, *types))}"
 
-    def stands(self, known: StepResult, inputs: str) -> bool:
-        """The same question, and nobody has touched what was written."""
-        return known.inputs == inputs and made_it(known, self.output)
+    def stands(self, known: StepResult) -> bool:
+        """Nobody has touched what was written."""
+        return made_it(known, self.output)
 
     def do(self, how: How) -> Outcome:
         """Write it, in the place of what an earlier run of this recipe wrote."""
@@ -339,8 +338,7 @@ def figures_of(found: Evaluation) -> dict[str, float | None]:
     for short in found.short:
         figures[f"short-regression@{short.length}"] = short.regression
         figures[f"kl@{short.length}"] = short.kl
-    finite = msgspec.json.decode(msgspec.json.encode(figures))
-    return dict(finite)
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
 
 
 class CardStep(Step):
@@ -360,9 +358,9 @@ class CardStep(Step):
     def _path(self) -> Path:
         return self.output.evidence / CARD
 
-    def stands(self, known: StepResult, inputs: str) -> bool:
-        """The same question: what somebody has written into it since is meant."""
-        return known.inputs == inputs and self._path.is_file()
+    def stands(self, known: StepResult) -> bool:  # noqa: ARG002 - as every step
+        """It is there: what somebody has written into it since is meant."""
+        return self._path.is_file()
 
     def do(self, how: How) -> Outcome:
         """Write it beside the evidence. Raises :class:`RefusedError` where that would lose what somebody wrote."""
@@ -472,14 +470,8 @@ def _versions() -> dict[str, str]:
 
 def _texts(given: Iterable[str]) -> list[tuple[str, int, int]]:
     """What tells the files of texts from what they were before; built-in ones don't change."""
-    found: list[tuple[str, int, int]] = []
-    for name in given:
-        top = Path(name).expanduser()
-        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file():
-                stat = path.stat()
-                found.append((str(path), stat.st_size, stat.st_mtime_ns))
-    return found
+    tops = (Path(name).expanduser() for name in given)
+    return stats_of(path for top in tops for path in (sorted(top.rglob("*")) if top.is_dir() else [top]))
 
 
 #: The order of the work: what costs little comes first, and nothing is published before every gate was passed.
