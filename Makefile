@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Threads that wait give way instead of spinning: on shared cores that is ten times faster.
 export OMP_WAIT_POLICY := passive
 STAMP := $(VENV)/.ready
-# Older releases of transformers, which the tests run: scripts/fetch_runtimes.py.
+# Older releases of transformers and a server's modules, which the tests run: scripts/fetch_runtimes.py.
 RUNTIMES := .runtimes/.ready
 # Processes side by side, each with one thread: for models this small a second thread only gets in the way. The tests
 # of a file stay in one process, as they share what was made for them.
@@ -22,6 +22,7 @@ test: $(STAMP) $(RUNTIMES) check
 # The everyday tests, the full grids, and the real model, which is fetched first.
 test-all: $(STAMP) $(RUNTIMES) check
 	$(BIN)/python scripts/fetch_assets.py
+	$(BIN)/python scripts/fetch_runtimes.py --all
 	$(PYTEST)
 
 check: $(STAMP)

