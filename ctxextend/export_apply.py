@@ -43,12 +43,13 @@ from ctxextend.exports.general import general_keys
 from ctxextend.exports.layout import Layout
 from ctxextend.exports.outtypes import FILE_TYPES, NATIVE
 from ctxextend.formats.gguf_bytes import encode_key
-from ctxextend.formats.gguf_keys import CONTEXT, ORIGINAL, SLIDING_THETA, THETA
+from ctxextend.formats.gguf_keys import CONTEXT, ORIGINAL, POSITION_TABLE, SLIDING_THETA, THETA
 from ctxextend.formats.gguf_write import MANAGED, applied
 from ctxextend.gguf_apply import Kind, after_edits, checked_edits, manifest_of_files, staged_output, verify_gguf
-from ctxextend.gguf_inspection import gguf_of
+from ctxextend.gguf_inspection import gguf_of, table_rows
 from ctxextend.inspection import inspect
 from ctxextend.plan import Plan, source_sha256
+from ctxextend.position_export import converted_positions
 from ctxextend.tensors import converter as converters
 from ctxextend.tensors.gguf_edit import write_edited
 from ctxextend.tensors.gguf_export import Output, needed_bytes, place_whole, write_gguf, write_quantised
@@ -321,14 +322,14 @@ def _resized(layout: Layout, changes: Sequence[TensorChange]) -> Layout:
 
 
 def corrections(plan: Plan, contents: Contents, found: Contents) -> GgufEdits:
-    """What takes the rope of a converter's file to the planned one: its dead keys go, the planned ones come.
+    """What takes the rope and the length of a converter's file to the planned ones: its dead keys go, those come.
 
-    Of a model without a rope nothing is corrected. Raises :class:`RefusedError` where the file is of another
-    architecture than was planned for.
+    Raises :class:`RefusedError` where the file is of another architecture than was planned for, or has another table
+    of positions.
     """
-    if plan.position != "rope":
-        return GgufEdits()
-    plain = converted_header(contents, inspect(contents, family=plan.family))
+    inspection = inspect(contents, family=plan.family)
+    rope = plan.position == "rope"
+    plain = converted_header(contents, inspection) if rope else converted_positions(inspection)
     planned, file = applied(plain, checked_edits(plan, plain)), gguf_of(found)
     name = planned.architecture
     if file.architecture != name:
@@ -340,6 +341,8 @@ def corrections(plan: Plan, contents: Contents, found: Contents) -> GgufEdits:
             found=str(file.architecture),
             hint="--family names the family whose rope it has",
         )
+    if not rope:
+        _require_table(plan, found)
     managed = {f"{name}.{key}" for key in MANAGED}
     ours = managed | {f"{name}.{key}" for key in (CONTEXT, ORIGINAL, THETA, SLIDING_THETA)}
     wanted = {k: value for k, value in planned.values.items() if k in ours or k.startswith("ctxextend.")}
@@ -350,6 +353,21 @@ def corrections(plan: Plan, contents: Contents, found: Contents) -> GgufEdits:
         tensors={factor: numbers for factor, numbers in factors.items() if file.factors.get(factor) != numbers},
         removed_tensors=tuple(factor for factor in file.factors if factor not in factors),
     )
+
+
+def _require_table(plan: Plan, found: Contents) -> None:
+    """Raises :class:`RefusedError` where a converter's file has another table of positions than was planned for."""
+    rows, planned = table_rows(found), None if plan.position == "alibi" else plan.target_context
+    if rows != planned:
+        raise RefusedError(
+            "the converter wrote another table of positions than the checkpoint has",
+            code="other-table",
+            file=found.source,
+            key=POSITION_TABLE,
+            expected="none" if planned is None else f"{planned} rows",
+            found="none" if rows is None else f"{rows} rows",
+            hint="a converter of another llama.cpp may keep what this one changes: --converter PATH",
+        )
 
 
 def typed_header(header: Gguf, outtype: str) -> Gguf:

@@ -29,7 +29,7 @@ from ctxextend.formats.gguf_keys import (
 )
 from ctxextend.formats.gguf_write import GgufEncoding, encodings
 from ctxextend.gguf_encoding import choose_gguf
-from ctxextend.gguf_inspection import gguf_of
+from ctxextend.gguf_inspection import gguf_of, other_rows, table_rows
 from ctxextend.rope import RopeSpec
 from ctxextend.runtimes import gguf_readers_of
 from ctxextend.runtimes.llama_cpp import GGUF_READERS, LlamaCpp, unused_keys
@@ -42,7 +42,7 @@ _BOTH: Final = ("llama.cpp", "ollama")
 def meant_by_gguf(contents: Contents) -> Meant:
     """What a GGUF file's writer meant. Raises :class:`CheckpointError` for values that can't be."""
     rope = read_rope(gguf_of(contents))
-    target = _length_meant(rope)
+    target = table_rows(contents) or _length_meant(rope)
     tables = {g.label: table(g.spec, g.scaling, length=target) for g in rope.groups if g.spec is not None}
     return Meant(tables=tables, target=target, source="what the file's keys were written to mean")
 
@@ -76,7 +76,7 @@ def check_gguf(contents: Contents, *, required: Iterable[str], against: Meant | 
         otherwise=better,
     )
     reached = None if against is None else meant.target
-    faults = (*_missing(contents), *_faults(gguf, rope, better, reached))
+    faults = (*_missing(contents), *_table(contents, rope), *_faults(gguf, rope, better, reached))
     return assembled(contents.source, meant, answers, faults, advice)
 
 
@@ -90,6 +90,19 @@ def _missing(contents: Contents) -> Iterator[Fault]:
                 level="error",
                 troubles=_BOTH,
             )
+
+
+def _table(contents: Contents, rope: GgufRope) -> Iterator[Fault]:
+    """A table of positions that isn't as long as the file says."""
+    rows = table_rows(contents)
+    if rows is not None and rows != rope.context_length:
+        yield Fault(
+            code="table-rows",
+            message=other_rows(rope, rows),
+            fix=f"set {rope.architecture.name}.{CONTEXT} = {rows}",
+            level="error",
+            troubles=_BOTH,
+        )
 
 
 def _served(contents: Contents, gguf: Gguf) -> str:

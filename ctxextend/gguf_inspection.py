@@ -16,8 +16,18 @@ from msgspec import UNSET
 from ctxextend.contents import Contents, Gguf, Note
 from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.families import FAMILIES, Family, Origin, Position, find_family
+from ctxextend.families.positions import Alibi
 from ctxextend.formats.gguf_architectures import OF_FAMILY
-from ctxextend.formats.gguf_keys import CONTEXT, FINETUNED, POSITION_TABLE, GgufGroup, GgufRope, Keys, read_rope
+from ctxextend.formats.gguf_keys import (
+    CONTEXT,
+    FINETUNED,
+    MAX_ALIBI_BIAS,
+    POSITION_TABLE,
+    GgufGroup,
+    GgufRope,
+    Keys,
+    read_rope,
+)
 from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
 from ctxextend.inspection import BaseChoice, Inspection, dtypes_of, groups_of, said_origin
 from ctxextend.kv_cache import KvCache, kv_cache
@@ -67,7 +77,12 @@ def inspect_gguf(
     origins = {group.label: _origin(group, keys, rope, relatives, base) for group in before}
     # Taken for something else than at the earlier conversion, a scaling tells of another length too.
     known_length = None if asked_anew and any(group.scaling is not None for group in before) else record
-    trained, known = _trained(before, origins, rope, relatives, known_length, original_context)
+    position = _position(rope, contents)
+    rows = table_rows(contents) if position == "learned" else None
+    if rows is not None:
+        trained, known = _in_table(gguf, current, rows, record, original_context)
+    else:
+        trained, known = _trained(before, origins, rope, relatives, known_length, original_context)
     groups = groups_of(
         tuple(recognised(group, current.original_context_length) for group in current.groups),
         before,
@@ -78,7 +93,6 @@ def inspect_gguf(
     )
     said = map(said_origin, groups)
     notes = (*contents.notes, *rope.notes, *known, *_baked(record), *filter(None, said), *_windows(groups, rope))
-    position = _position(rope, contents)
     if position != "rope":
         notes = (*notes, Note(code=f"position-{position}", message=_POSITIONS[position]))
     return Inspection(
@@ -107,6 +121,15 @@ def inspect_gguf(
     )
 
 
+#: ALiBi of an architecture of which no family is known: its keys say all.
+_SLOPES: Final = Alibi(
+    length_key=CONTEXT,
+    default_length=1,
+    heads_keys=("attention.head_count",),
+    heads=1,
+    largest_exponent_path=(MAX_ALIBI_BIAS,),
+)
+
 #: What is possible for a file without a rope.
 _POSITIONS: Final[Mapping[Position, str]] = {
     "learned": "positions are a learned table, one row a token: a longer one is made of the safetensors checkpoint, "
@@ -119,9 +142,47 @@ _POSITIONS: Final[Mapping[Position, str]] = {
 def _position(rope: GgufRope, contents: Contents) -> Position:
     """How positions reach attention."""
     position = rope.architecture.position
-    if position == "alibi" and any(tensor.name == POSITION_TABLE for tensor in contents.tensors):
+    if position == "alibi" and table_rows(contents) is not None:
         return "learned"
     return position
+
+
+def table_rows(contents: Contents) -> int | None:
+    """The rows of a file's learned table of positions; None where it has none, or not in the parts that are here."""
+    return next((tensor.shape[0] for tensor in contents.tensors if tensor.name == POSITION_TABLE), None)
+
+
+def _in_table(
+    gguf: Gguf, rope: GgufRope, rows: int, record: GgufRecord | None, override: int | None
+) -> tuple[int, tuple[Note, ...]]:
+    """The length in tokens that a table of ``rows`` was trained for, and how that is known.
+
+    Raises :class:`RefusedError` for another one: each position has its own row.
+    """
+    trained = rows if record is None else record.trained_context
+    if override not in (None, trained):
+        raise RefusedError(
+            "the table of positions says how many were trained",
+            code="trained-length-known",
+            file=gguf.file,
+            key="--original-context",
+            expected=str(trained),
+            found=str(override),
+            hint="leave --original-context away",
+        )
+    told = f"the rows of {POSITION_TABLE}" if record is None else "the record of an earlier conversion says so"
+    notes = [_known(told, trained)]
+    if rows != rope.context_length:
+        notes.append(Note(code="table-rows", message=other_rows(rope, rows)))
+    return trained, tuple(notes)
+
+
+def other_rows(rope: GgufRope, rows: int) -> str:
+    """What a table with another number of rows than the file states does."""
+    return (
+        f"{POSITION_TABLE} has {rows} rows, and {rope.architecture.name}.{CONTEXT} is {rope.context_length}: no reader "
+        "loads such a file"
+    )
 
 
 def _baked(record: GgufRecord | None) -> Iterator[Note]:
@@ -155,6 +216,8 @@ def _family(rope: GgufRope, relatives: tuple[Family, ...], given: str | None) ->
     name = rope.architecture.name
     if given is not None:
         return msgspec.structs.replace(find_family({}, treat_as=given), form="flat")
+    if not relatives and rope.architecture.position == "alibi":
+        return Family(name=name, model_types=(name,), position="alibi", positions=_SLOPES, kv_cache="unstated")
     if not relatives:
         return Family(name=name, model_types=(name,), kv_cache="unstated")
     named = next((row for row in relatives if row.name == name), relatives[0])
@@ -257,6 +320,8 @@ def _windows(groups: tuple[Any, ...], rope: GgufRope) -> Iterator[Note]:
 
 def _cache(keys: Keys, row: Family, groups: list[tuple[str, tuple[int, ...], int | None]]) -> KvCache | None:
     """The KV cache, by the sizes that the file states; None where layers differ in them."""
+    if keys.encodes:
+        return None
     text: dict[str, Any] = {}
     for name, key in _SIZES.items():
         entry = keys.get(key)

@@ -234,28 +234,18 @@ def assemble_gguf(
 ) -> Plan:
     """The plan of a change. ``actions``: what is done beside the edits; by default, the files are carried."""
     trained, target, method, solution = inspection.trained_context, change.target, change.method, change.solution
-    base, wanted = change.base, change.wanted
-    digest = _digest(change, trained=trained)
-    if change.recorded and (change.marked or wanted != GgufEdits()):
-        wanted = recorded(
-            base,
-            wanted,
-            version=VERSION,
-            method=method,
-            trained=trained,
-            target=target,
-            digest=digest,
-            taken_as=_taken_as(inspection, base),
-            baked=change.baked,
-        )
-    edits = net_edits(change.current, base, wanted)
+    digest, edits = settled(change, inspection)
     final = applied(change.current, edits)
     verdicts = judge_gguf(final, change.tables, target=target, required=recipe.runtimes)
     said: list[PlanWarning] = [*warnings]
     if solution is not None:
         said += [*solution.warnings, *gguf_warnings(solution.chosen, solution.scalings)]
         said += warnings_about(inspection, target=target, fine_tune=recipe.fine_tune)
-    said += [*_removals(base, change.wanted), *_unheard(recipe), *cautions(verdicts, max(target, trained), frozenset())]
+    said += [
+        *_removals(change.base, change.wanted),
+        *_unheard(recipe),
+        *cautions(verdicts, max(target, trained), frozenset()),
+    ]
     written = {label: spec.rope_theta for label, spec in read_rope(final).specs.items()}
     return Plan(
         version=VERSION,
@@ -288,13 +278,32 @@ def assemble_gguf(
     )
 
 
+def settled(change: Change, inspection: Inspection) -> tuple[str, GgufEdits]:
+    """The digest of a change, and the edits of the file as it lies, with the record that takes them back."""
+    trained, base, wanted = inspection.trained_context, change.base, change.wanted
+    digest = _digest(change, trained=trained)
+    if change.recorded and (change.marked or wanted != GgufEdits()):
+        wanted = recorded(
+            base,
+            wanted,
+            version=VERSION,
+            method=change.method,
+            trained=trained,
+            target=change.target,
+            digest=digest,
+            taken_as=_taken_as(inspection, base),
+            baked=change.baked,
+        )
+    return digest, net_edits(change.current, base, wanted)
+
+
 def _taken_as(inspection: Inspection, base: Gguf) -> Literal["trained", "unscaled"] | UnsetType:
     """What a scaling in the base is taken for: a file alone doesn't tell of which family it is."""
     bases = [group.base for group in inspection.groups if group.base is not None]
     if any(one.scaling is not None for one in bases):
         return "trained"
-    scaled = any(group.scaling is not None for group in read_rope(base).groups)
-    return "unscaled" if bases and scaled else UNSET
+    scaled = bool(bases) and any(group.scaling is not None for group in read_rope(base).groups)
+    return "unscaled" if scaled else UNSET
 
 
 def _removals(base: Gguf, wanted: GgufEdits) -> Iterator[PlanWarning]:

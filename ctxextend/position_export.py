@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from ctxextend.changes import DropTensor, Export, digest_of
+from ctxextend.changes import DropTensor, Export, gguf_actions
 from ctxextend.contents import Contents, Gguf, GgufEdits, GgufValue
 from ctxextend.encoding import PlanWarning
 from ctxextend.errors import RefusedError
@@ -31,13 +31,16 @@ from ctxextend.exports.rows import ROWS
 from ctxextend.formats.gguf_architectures import OF_FAMILY
 from ctxextend.formats.gguf_keys import CONTEXT
 from ctxextend.formats.gguf_write import applied
-from ctxextend.gguf_plan import Change, assemble_gguf
+from ctxextend.formats.hf_positions import read_positions
+from ctxextend.gguf_plan import Change, assemble_gguf, settled
 from ctxextend.inspection import Inspection
 from ctxextend.methods import extension_factor
 from ctxextend.plan import Plan, arithmetic, require_rope, source_ref
 from ctxextend.positions import PositionChange, refuse_rope_options, solve_positions
 from ctxextend.recipe import Recipe
 from ctxextend.record import require_unbaked
+from ctxextend.runtimes.llama_cpp import LlamaCpp
+from ctxextend.runtimes.position_limits import checkpoint_of, position_reading
 from ctxextend.version import VERSION
 
 _AS_IT_IS: Final = "the positions as the checkpoint has them"
@@ -54,6 +57,9 @@ def make_position_export_plan(contents: Contents, inspection: Inspection, recipe
     if says_nothing(recipe):
         require_no_method(recipe)
         refuse_rope_options(recipe)
+    if recipe.converter is not None or inspection.family.name not in ROWS:
+        require_safetensors(contents)
+        _require_convertible(contents, inspection)
     if recipe.converter is not None:
         return _converted(contents, inspection, recipe)
     exported = plain_export(contents, inspection)
@@ -137,11 +143,10 @@ def _action(contents: Contents, recipe: Recipe, architecture: str) -> Export:
 
 
 def _converted(contents: Contents, inspection: Inspection, recipe: Recipe) -> Plan:
-    """The file that llama.cpp's converter makes, whose keys are left as they are.
+    """The file that llama.cpp's converter makes, with the length and the record of the checkpoint.
 
     Raises :class:`RefusedError` for an extension: the converter reads the checkpoint where it lies.
     """
-    require_safetensors(contents)
     name = inspection.family.name
     if not says_nothing(recipe):
         own = "leave --converter away" if name in ROWS else "convert to safetensors first, without --to gguf"
@@ -153,11 +158,13 @@ def _converted(contents: Contents, inspection: Inspection, recipe: Recipe) -> Pl
             hint=f"{own}{'' if name in ROWS else '; then export that with --converter'}",
         )
     length = inspection.current_context
-    action = _action(contents, recipe, OF_FAMILY.get(name, name))
-    change = _as_it_is(header_of(Exported(architecture=action.architecture, values={}, layouts=())), inspection)
+    plain = converted_positions(inspection)
+    action = _action(contents, recipe, str(plain.architecture))
+    change = _as_it_is(plain, inspection)
+    digest, edits = settled(change, inspection)
     return Plan(
         version=VERSION,
-        digest=digest_of(inspection, {}, method="none", trained=inspection.trained_context, target=length),
+        digest=digest,
         source=source_ref(contents),
         family=name,
         method=change.method,
@@ -170,9 +177,35 @@ def _converted(contents: Contents, inspection: Inspection, recipe: Recipe) -> Pl
         reasons=(_AS_IT_IS,),
         runtimes=recipe.runtimes,
         groups=(),
-        actions=(action,),
+        actions=(*gguf_actions(plain, edits), action),
         warnings=(),
         out=export_name(contents, recipe, change, action),
         to="gguf",
         position=inspection.position,
     )
+
+
+def _require_convertible(contents: Contents, inspection: Inspection) -> None:
+    """Raises :class:`RefusedError` for a model of which llama.cpp's converter makes no file, or a wrong one."""
+    positions = read_positions(contents.tensors, contents.config, inspection.family)
+    if positions is None:
+        return
+    reading = position_reading(LlamaCpp(), checkpoint_of(positions, contents.config, inspection.family))
+    if reading.problem is None:
+        return
+    raise RefusedError(
+        f"llama.cpp can't have this model: {reading.problem}",
+        code="unknown-export",
+        file="config.json",
+        key="model_type",
+        found=str(inspection.model_type),
+        hint="convert it to safetensors, without --to gguf: 'ctxextend check' says which runtimes serve that",
+    )
+
+
+def converted_positions(inspection: Inspection) -> Gguf:
+    """What llama.cpp's converter is to say of the positions of a checkpoint."""
+    architecture = OF_FAMILY.get(inspection.family.name, inspection.family.name)
+    name = GgufValue(type="STRING", value=architecture)
+    header = header_of(Exported(architecture=architecture, values={"general.architecture": name}, layouts=()))
+    return _with_length(header, inspection.current_context)

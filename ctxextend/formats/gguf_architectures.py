@@ -55,7 +55,7 @@ class GgufArchitecture(Struct, frozen=True, kw_only=True):
     ``switched``: ``finetuned`` false turns the rope off. ``full_head``: the loader wants all of a head rotated.
     ``unrotated_every``: layers without a rope. ``temperature_by_original``: queries are scaled by position
     over the original length. ``alpha``: ``rope.scaling.alpha`` changes the base. ``position``: how positions
-    reach attention where no layer has a rope.
+    reach attention where no layer has a rope. ``alibi_layers``: a model of so many layers has ALiBi instead.
     """
 
     name: str
@@ -73,6 +73,7 @@ class GgufArchitecture(Struct, frozen=True, kw_only=True):
     temperature_by_original: bool = False
     alpha: bool = False
     position: Literal["rope", "learned", "alibi"] = "rope"
+    alibi_layers: int | None = None
 
 
 _BETAS: Final = frozenset({"yarn_beta_fast", "yarn_beta_slow"})
@@ -80,7 +81,6 @@ _BETAS: Final = frozenset({"yarn_beta_fast", "yarn_beta_slow"})
 #: Plain ropes over interleaved pairs (LLAMA_ROPE_TYPE_NORM) that load no frequency tensor.
 _PLAIN_INTERLEAVED: Final = (
     "arctic",
-    "baichuan",
     "bailingmoe",
     "chameleon",
     "chatglm",
@@ -144,6 +144,8 @@ _ROWS: Final = (
     GgufArchitecture(name="afmoe", unrotated_every=4, sliding=Sliding(period=4, when="stated", scaled=True)),
     GgufArchitecture(name="apertus", factors="either"),
     GgufArchitecture(name="arcee", pairing="interleaved", factors="freqs"),
+    # Baichuan-13B is told from the 7B by its layers.
+    GgufArchitecture(name="baichuan", pairing="interleaved", alibi_layers=40),
     GgufArchitecture(name="cohere2", pairing="interleaved", sliding=Sliding(period=4, scaled=True, alone=True)),
     GgufArchitecture(name="deci", pairing="interleaved", factors="either", full_head=True),
     GgufArchitecture(name="deepseek2", pairing="interleaved", log_multiplier=0.1, scales_own_log=True, latent=True),
@@ -237,9 +239,14 @@ ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType({row.nam
 #: distance, of any length. An mpt with a table (``position_embd.weight``) adds that instead.
 WITHOUT_ROPE: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
     {
+        "bert": GgufArchitecture(name="bert", position="learned"),
         "bloom": GgufArchitecture(name="bloom", position="alibi"),
         "gpt2": GgufArchitecture(name="gpt2", position="learned"),
+        "jais": GgufArchitecture(name="jais", position="alibi"),
+        "jina-bert-v2": GgufArchitecture(name="jina-bert-v2", position="alibi"),
         "mpt": GgufArchitecture(name="mpt", position="alibi"),
+        "refact": GgufArchitecture(name="refact", position="alibi"),
+        "starcoder": GgufArchitecture(name="starcoder", position="learned"),
     }
 )
 
@@ -309,7 +316,6 @@ UNREAD: Final = frozenset(
     (
         "arwkv7",
         "bailingmoe3",
-        "bert",
         "clef",
         "clip",
         "cogvlm",
@@ -327,9 +333,7 @@ UNREAD: Final = frozenset(
         "graniteswitch",
         "hrm_text",
         "hy_v4",
-        "jais",
         "jamba",
-        "jina-bert-v2",
         "jina-bert-v3",
         "kimi-k3",
         "kimi-linear",
@@ -350,12 +354,10 @@ UNREAD: Final = frozenset(
         "pockettts",
         "qwen3tts",
         "qwen4exp",
-        "refact",
         "rwkv6",
         "rwkv6qwen2",
         "rwkv7",
         "spark2_5",
-        "starcoder",
         "step35",
         "t5",
         "t5encoder",
@@ -365,20 +367,24 @@ UNREAD: Final = frozenset(
 )
 
 #: What llama.cpp's converter calls the architecture of each family (``conversion/*.py``, b11434). A family
-#: that isn't here has none, or one whose rope was not read.
+#: that isn't here has none, or one whose rope was not read; of some it knows a few model types alone
+#: (``runtimes/position_limits.py``).
 OF_FAMILY: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "bert": "bert",
         "bloom": "bloom",
         "cohere": "command-r",
         "cohere2": "cohere2",
         "deepseek_v2": "deepseek2",
         "deepseek_v3": "deepseek2",
+        "distilbert": "bert",
         "falcon": "falcon",
         "gemma": "gemma",
         "gemma2": "gemma2",
         "gemma3": "gemma3",
         "glm4": "glm4",
         "gpt2": "gpt2",
+        "gpt_bigcode": "starcoder",
         "gpt_neox": "gptneox",
         "gpt_oss": "gpt-oss",
         "granite": "granite",
@@ -401,6 +407,7 @@ OF_FAMILY: Final[Mapping[str, str]] = MappingProxyType(
         "qwen2_vl": "qwen2vl",
         "qwen3": "qwen3",
         "qwen3_moe": "qwen3moe",
+        "roberta": "bert",
         "smollm3": "smollm3",
         "stablelm": "stablelm",
         "starcoder2": "starcoder2",

@@ -147,6 +147,12 @@ class Keys(Struct, frozen=True):
             raise self.broken(name, "a short array of numbers", entry)
         return tuple(entry.value)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the model is an encoder: each token sees the whole text, of which nothing is kept."""
+        causal = self.get("attention.causal")
+        return causal is not None and causal.value is False
+
     def broken(self, name: str, expected: str, found: GgufValue | None) -> CheckpointError:
         return CheckpointError(
             "a key of the GGUF file can't be read",
@@ -162,10 +168,19 @@ def _is_finite(content: Any) -> bool:
     return isinstance(content, int | float) and math.isfinite(content)
 
 
+def find_architecture(gguf: Gguf) -> GgufArchitecture | None:
+    """The row of a file's architecture, as a model of its layers has it; None for one that was not read."""
+    name = gguf.architecture or ""
+    row = ARCHITECTURES.get(name) or WITHOUT_ROPE.get(name)
+    if row is None or row.alibi_layers is None or Keys(gguf.values, name).whole("block_count") != row.alibi_layers:
+        return row
+    return msgspec.structs.replace(row, position="alibi")
+
+
 def architecture_of(gguf: Gguf) -> GgufArchitecture:
     """The row of a file's architecture. Raises :class:`RefusedError` for one that was not read."""
     name = gguf.architecture
-    row = ARCHITECTURES.get(name or "") or WITHOUT_ROPE.get(name or "")
+    row = find_architecture(gguf)
     if row is not None:
         return row
     if name is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from ctxextend.errors import RefusedError
-from ctxextend.formats.gguf_keys import POSITION_TABLE
+from ctxextend.formats.gguf_keys import POSITION_TABLE, Keys
 from ctxextend.formats.hf_positions import read_positions
 from ctxextend.formats.hf_read import text_config
 from ctxextend.inspection import Inspection
@@ -23,14 +23,16 @@ from ctxextend.runtimes.auto_classes import kind_of
 def require_next_token(opened: Opened, inspection: Inspection) -> None:
     """Raises :class:`RefusedError` for a model that isn't trained to predict the next token of a text."""
     _path, text = text_config(inspection.config, inspection.family)
-    kind = kind_of(text, inspection.family)
+    gguf = opened.contents.gguf
+    encodes = gguf is not None and Keys(gguf.values, str(gguf.architecture)).encodes
+    kind = "encoder" if encodes else kind_of(text, inspection.family)
     if kind == "decoder":
         return
     why = "this model is an encoder: each token sees the whole text, and the next one isn't predicted"
     hint = "measure it at the task that it was trained for"
-    if kind == "encoder":
+    if kind == "encoder" and gguf is None:
         hint += "; if it was trained as a decoder, say so in config.json (is_decoder)"
-    else:
+    elif kind != "encoder":
         why = "this model is an encoder with a decoder: it answers a text that was read, and doesn't go on from one"
     raise RefusedError(
         why,

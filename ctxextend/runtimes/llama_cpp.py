@@ -17,14 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from ctxextend.contents import Gguf, GgufType, GgufValue
-from ctxextend.formats.gguf_architectures import (
-    ARCHITECTURES,
-    UNREAD,
-    WHOLE_HEADS,
-    WITHOUT_ROPE,
-    GgufArchitecture,
-    Sliding,
-)
+from ctxextend.formats.gguf_architectures import UNREAD, WHOLE_HEADS, GgufArchitecture, Sliding
 from ctxextend.formats.gguf_keys import (
     ALPHA,
     ATTENTION,
@@ -49,6 +42,7 @@ from ctxextend.formats.gguf_keys import (
     YARN_ATTENTION,
     Keys,
     divide,
+    find_architecture,
     geometry,
     has_sliding,
 )
@@ -156,7 +150,7 @@ _POSITIONS: Final = {
 
 
 def _effective(gguf: Gguf, length: int) -> Reading:
-    row = ARCHITECTURES.get(gguf.architecture or "") or WITHOUT_ROPE.get(gguf.architecture or "")
+    row = find_architecture(gguf)
     if row is None:
         return _unknown(gguf.architecture)
     keys = Keys(gguf.values, row.name)
@@ -402,7 +396,7 @@ def _how(keys: Keys, row: GgufArchitecture, settings: _Settings, *, off: bool) -
 
 def unused_keys(gguf: Gguf) -> tuple[str, ...]:
     """The rope keys of a file that llama.cpp doesn't read of its architecture, or overwrites; whole names."""
-    row = ARCHITECTURES.get(gguf.architecture or "") or WITHOUT_ROPE.get(gguf.architecture or "")
+    row = find_architecture(gguf)
     if row is None:
         return ()
     keys = Keys(gguf.values, row.name)

@@ -49,9 +49,19 @@ _SGLANG_KEYS: Final = (
 _ENCODERS: Final = frozenset({"bert", "roberta", "xlm-roberta"})
 _VLLM: Final = _ENCODERS | {"bloom", "falcon", "gpt2", "gpt_bigcode", "mpt", "opt"}
 _SGLANG: Final = frozenset({"bert", "gpt2", "gpt_bigcode", "opt", "xlm-roberta"})
-#: Those that its converter writes, as gpt2, starcoder, bloom, mpt and bert.
-_LLAMA_CPP: Final = frozenset(
-    {"bert", "bloom", "camembert", "distilbert", "gpt2", "gpt_bigcode", "mpt", "roberta", "xlm-roberta"}
+#: Those with a GGUF form, and the classes (config.json's ``architectures``) of which the converter makes it. Without
+#: classes: ctxextend's own export doesn't ask for one.
+_LLAMA_CPP: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "bert": ("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
+        "bloom": (),
+        "distilbert": ("DistilBertModel", "DistilBertForMaskedLM", "DistilBertForSequenceClassification"),
+        "gpt2": (),
+        "gpt_bigcode": ("GPTBigCodeForCausalLM",),
+        "mpt": (),
+        "roberta": ("RobertaModel", "RobertaForSequenceClassification"),
+        "xlm-roberta": ("XLMRobertaModel", "XLMRobertaForSequenceClassification"),
+    }
 )
 
 
@@ -222,8 +232,9 @@ def _mlx_lm(found: Checkpoint) -> Reading:
 def _llama_cpp(found: Checkpoint) -> Reading:
     if found.positions.position == "alibi" and found.family.alibi_key is not None:
         return _absent("llama.cpp", "it gives every model of this architecture a rope")
-    if found.model_type not in _LLAMA_CPP:
-        return _absent("llama.cpp")
+    why = _without_gguf(found)
+    if why is not None:
+        return _absent("llama.cpp", why)
     problem = _mismatch(found.positions)
     if problem is not None:
         return Reading(problem=problem)
@@ -231,6 +242,26 @@ def _llama_cpp(found: Checkpoint) -> Reading:
         max_context=found.positions.length,
         how=("a GGUF export, whose context_length is this; past a table it fails, past ALiBi's it only warns",),
     )
+
+
+def _without_gguf(found: Checkpoint) -> str | None:
+    """Why llama.cpp's converter makes no file of a checkpoint, or none that computes the same; None where it does."""
+    if found.model_type == "camembert":
+        reserved = found.positions.reserved
+        return (
+            f"its converter leaves the {reserved} rows in front of the first position in a camembert's table, so every "
+            f"token would get the position {reserved} before its own"
+        )
+    if found.model_type == "gpt_bigcode" and found.text.get("multi_query") is False:
+        return "its converter gives every gpt_bigcode one key-value head, and this one (multi_query false) has more"
+    classes = _LLAMA_CPP.get(found.model_type)
+    if classes is None:
+        return f"its converter has no models of the type {found.model_type}"
+    stated = found.text.get("architectures")
+    if not classes or not isinstance(stated, list) or not stated or stated[0] in classes:
+        return None
+    bare = f"; saved by AutoModel it is a {classes[0]}" if classes[0].endswith("Model") else ""
+    return f"its converter takes {' and '.join(classes)}, and config.json's architectures says {stated[0]}{bare}"
 
 
 def _absent(runtime: str, why: str | None = None) -> Reading:

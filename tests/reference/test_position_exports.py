@@ -35,7 +35,8 @@ from ctxextend.position_gguf import make_position_gguf_plan
 from ctxextend.position_import import make_position_import_plan
 from ctxextend.recipe import Recipe
 from tests.exports.models import POSITION_MODELS, save
-from tests.reference.libllama import Array, logits
+from tests.gguf_factory import write_model
+from tests.reference.libllama import Array, logits, settings_of, weights_of
 from tests.reference.test_gguf_conversions import write_tokenizer
 
 pytest.importorskip("xllamacpp")
@@ -354,6 +355,22 @@ def test_llama_cpp_aborts_past_a_table(models: Callable[[str], Path], tmp_path: 
 
     assert code(TRAINED) == 0
     assert code(TRAINED + 1) == -signal.SIGABRT
+
+
+@pytest.mark.parametrize(("layers", "position"), [(32, "rope"), (40, "alibi")])
+def test_what_a_baichuan_has_goes_by_its_layers(tmp_path: Path, layers: int, position: str) -> None:
+    """The 13B passes over every key of a rope, which its files have all the same."""
+    weights = weights_of("baichuan")
+    for layer in range(2, layers):
+        weights |= {f"blk.{layer}.{name[6:]}": array for name, array in weights.items() if name[:6] == "blk.0."}
+    scaled = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0}
+    files = []
+    for name, more in (("plain.gguf", {}), ("scaled.gguf", scaled)):
+        said = settings_of("baichuan", block_count=layers, context_length=TRAINED, **more)
+        files.append(write_model(tmp_path / name, said, weights))
+    plain, other = (logits(path, tokens(TRAINED) % 64, context=TRAINED) for path in files)
+    assert inspect_source(open_source(files[0]), Recipe()).position == position
+    assert (float(np.abs(plain - other).max() / plain.std()) > OTHER) == (position == "rope")
 
 
 # Back to safetensors.
