@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from ctxextend import checkpoint
-from ctxextend.apply import Options
+from ctxextend import checkpoint, pipeline
+from ctxextend.apply import Manifest, Options
 from ctxextend.contents import Contents, GgufValue
 from ctxextend.errors import (
     CheckpointError,
@@ -32,11 +32,12 @@ from ctxextend.gguf_inspection import inspect_gguf
 from ctxextend.gguf_plan import make_gguf_plan
 from ctxextend.gguf_record import KEY
 from ctxextend.gguf_repair import make_gguf_repair
-from ctxextend.pipeline import check_source, open_source, plan_source, repair_source, run_in_place, run_plan
+from ctxextend.pipeline import Opened, check_source, open_source, plan_source, repair_source, run_plan
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
 from ctxextend.runtimes.llama_cpp import LlamaCpp
 from ctxextend.tensors import copying, gguf_in_place, places, staging
+from tests.file_systems import need_insertion
 from tests.gguf_factory import write_model
 from tests.reference.libllama import settings_of, weights_of
 
@@ -46,6 +47,13 @@ L = 1024
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_model(tmp_path / "tiny.gguf", settings_of("llama"), weights_of("llama"))
+
+
+def run_in_place(plan: Plan, opened: Opened) -> tuple[Path, Manifest]:
+    """Where no file can be edited in place, the test is skipped."""
+    assert opened.source.file is not None
+    need_insertion(opened.source.file.parent)
+    return pipeline.run_in_place(plan, opened)
 
 
 def read(path: Path) -> Contents:
@@ -247,6 +255,7 @@ def test_a_file_that_is_read_otherwise_never_appears(source: Path, tmp_path: Pat
     before = digest(source)
     with pytest.raises(DisagreementError, match="attention factor"):
         convert_gguf(lying, read(source), tmp_path, tmp_path / "x.gguf")
+    need_insertion(tmp_path)
     with pytest.raises(DisagreementError, match="attention factor"):
         convert_in_place(lying, read(source), tmp_path)
     assert digest(source) == before

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.support import Ran, call, contents, driven, finish, read_json, write_json
 from tests.cli.test_interrupts import staging, wait_for
+from tests.file_systems import need_insertion
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "checkpoint"
 YARN = ("--method", "yarn", "--target", "1k")
@@ -330,6 +331,7 @@ def test_an_interrupted_export_leaves_nothing(number: signal.Signals, tmp_path: 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_edit_is_undone(number: signal.Signals, gguf: Path) -> None:
+    need_insertion(gguf.parent)
     before = contents(gguf.parent)
     ran = interrupted(SLOW_EDIT, number, gguf.parent / "here", gguf, *YARN, "--in-place")
     assert ran.code == 130

@@ -35,6 +35,7 @@ from ctxextend.position_gguf import make_position_gguf_plan
 from ctxextend.position_import import make_position_import_plan
 from ctxextend.recipe import Recipe
 from tests.exports.models import POSITION_MODELS, save
+from tests.file_systems import need_insertion
 from tests.gguf_factory import write_model
 from tests.reference.libllama import Array, logits, settings_of, weights_of
 from tests.reference.test_gguf_conversions import write_tokenizer
@@ -284,6 +285,7 @@ def test_alibi_of_a_file_is_raised(models: Callable[[str], Path], tmp_path: Path
 
 
 def test_alibi_of_a_file_is_raised_in_place(models: Callable[[str], Path], tmp_path: Path) -> None:
+    need_insertion(tmp_path)
     path = export(models("bloom"), tmp_path / "model.gguf")
     opened = open_source(path)
     convert_in_place(plan_of(path, factor=4), opened.contents, tmp_path)

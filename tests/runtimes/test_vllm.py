@@ -147,10 +147,77 @@ def test_dynamic_with_alpha_is_another_base() -> None:
 
 @READERS
 def test_a_stray_factor_in_a_plain_dictionary_multiplies_the_length(reader: Vllm | VllmOlder) -> None:
-    """config/model.py:2598-2634 excludes types by name, and default isn't one of them."""
-    assert read(reader, "llama", {"rope_type": "default", "factor": 2.0}).max_context == 2 * 4096
+    """config/model.py:2598-2634 excludes types by name, and default isn't one of them; the cosines end before."""
+    rows = 4096 if isinstance(reader, Vllm) else 2 * 4096
+    assert read(reader, "llama", {"rope_type": "default", "factor": 2.0}).max_context == rows
     assert read(reader, "gemma3", {"rope_type": "linear", "factor": 2.0}).max_context == 4096
     assert read(reader, "gemma3n", None).max_context == 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling", "changes", "rows"),
+    [
+        # Each number is the length of the table that vLLM 0.33.0 makes (cos_sin_cache.shape[0], run).
+        ("llama", {"rope_type": "dynamic", "factor": 4.0}, {}, 4096),
+        ("llama", {"rope_type": "linear", "factor": 4.0}, {}, 16384),
+        ("llama", {"rope_type": "linear", "factor": 4.0}, {"model_max_length": 8192}, 16384),
+        ("llama", None, {"model_max_length": 8192}, 4096),
+        ("gemma3", {"rope_type": "linear", "factor": 0.5}, {}, 2048),
+        ("llama", YARN, {"max_position_embeddings": 8192}, 4096),
+    ],
+)
+def test_the_length_ends_with_the_cosines(
+    name: str, scaling: dict[str, Any] | None, changes: dict[str, Any], rows: int
+) -> None:
+    assert read(Vllm(), name, scaling, **changes).max_context == rows
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "deepseek_v3"])
+def test_a_share_of_the_head_counts_in_every_family(name: str) -> None:
+    """rotary_embedding/__init__.py: rotary_dim is the head's size times partial_rotary_factor, scaled or not."""
+    theta, dim = base_of(name)
+    (plain,) = read(Vllm(), name, None, partial_rotary_factor=0.5).tables.values()
+    assert plain.inv_freq == pytest.approx(paper.plain(theta, dim // 2), rel=1e-9)
+    (scaled,) = read(Vllm(), name, YARN, partial_rotary_factor=0.5).tables.values()
+    assert scaled.inv_freq == pytest.approx(paper.yarn(theta, dim // 2, 4.0, 1024), rel=1e-6)
+
+
+def test_gpt_oss_builds_a_dictionary_without_the_share() -> None:
+    """gpt_oss.py:111-127 hands five keys on."""
+    full = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0}
+    whole = read(Vllm(), "gpt_oss", full).tables[FULL]
+    assert read(Vllm(), "gpt_oss", full, partial_rotary_factor=0.5).tables[FULL] == whole
+
+
+def test_minicpm3_does_not_weigh_its_softmax() -> None:
+    """minicpm3.py:82: the scale is the head's size alone, where transformers multiplies it by mscale squared."""
+    pair = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
+    (found,) = read(Vllm(), "minicpm3", pair).tables.values()
+    assert found.softmax_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "scaling", "changes", "reason"),
+    [
+        # Phi3Config takes longrope alone (transformers 5.20.2 and 5.23.0, run): so does vLLM, which reads with it.
+        ("phi3", YARN, {}, "takes no yarn"),
+        ("phi3", {"rope_type": "linear", "factor": 4.0}, {}, "takes no linear"),
+        ("phi3", {"type": "su", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}, {}, "older name su"),
+        # get_rope keeps ropes by their settings: TypeError: unhashable type: 'dict'.
+        ("llama", {**YARN, "remarks": {"by": "hand"}}, {}, "dictionaries or lists"),
+        ("gemma3", {FULL: YARN}, {}, "dictionaries or lists"),
+        # config/model.py:2646: int(None).
+        (
+            "gemma3",
+            {"rope_type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16, "factor": 4.0},
+            {"original_max_position_embeddings": None},
+            "of null",
+        ),
+        ("gemma3", YARN, {"rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "beside a rope_parameters"),
+    ],
+)
+def test_what_it_fails_on(name: str, scaling: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
+    assert reason in (read(Vllm(), name, scaling, **changes).problem or "")
 
 
 def test_absent_families() -> None:

@@ -26,6 +26,7 @@ from ctxextend.gguf_record import PADDING
 from ctxextend.tensors import ranges
 from ctxextend.tensors.gguf_in_place import edit_in_place, recover
 from ctxextend.tensors.gguf_journal import journal_path
+from tests.file_systems import need_insertion
 from tests.gguf_factory import encode, info, keys, pair, write_model
 from tests.reference.libllama import logits, settings_of, weights_of
 from tests.tensors.killed import CASES
@@ -47,19 +48,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-def inserts(folder: Path) -> bool:
-    probe = folder / "probe"
-    probe.touch()
-    with probe.open("rb") as handle:
-        found = ranges.inserts(handle.fileno())
-    probe.unlink()
-    return found
-
-
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
-    if not inserts(tmp_path):
-        pytest.skip("the file system of temporary files can't insert blocks")
+    need_insertion(tmp_path)
     return tmp_path
 
 
