@@ -278,14 +278,19 @@ def _table(
 ) -> Positions:
     kind = text.get("position_embedding_type")
     if kind not in (None, "absolute"):
+        alibi = kind == "alibi"
         raise RefusedError(
-            "beside its table this model has positions relative to each other, which transformers 5 no longer reads",
-            code="relative-positions",
+            "this model's own code has ALiBi in place of a table, which transformers doesn't know of"
+            if alibi
+            else "beside its table this model has positions relative to each other, which transformers 5 doesn't read",
+            code="own-positions" if alibi else "relative-positions",
             file="config.json",
             key=".".join((*path, "position_embedding_type")),
             expected="absolute",
             found=str(kind),
-            hint="use a checkpoint of the same model with absolute positions",
+            hint="a GGUF file of it (jina-bert-v2) says its length, which can be raised there"
+            if alibi
+            else "use a checkpoint of the same model with absolute positions",
         )
     reserved, zero_row = _reserved(facts, text)
     computed = facts.sinusoids if position == "sinusoidal" else None

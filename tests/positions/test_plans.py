@@ -286,6 +286,9 @@ def test_tables_that_cannot_be_resized() -> None:
     assert caught.value.code == "trained-length-known"
     relative = ({**ROBERTA[0], "position_embedding_type": "relative_key"}, ROBERTA[1])
     assert refused(relative, Recipe(target=1024)).code == "relative-positions"
+    # Such as jina-embeddings-v2: a BERT by its type, with code of its own.
+    alibi = ({**ROBERTA[0], "position_embedding_type": "alibi"}, ROBERTA[1])
+    assert refused(alibi, Recipe(target=1024)).code == "own-positions"
     off = ({**MPT[0], "attn_config": {"alibi": False}}, MPT[1])
     assert refused(off, Recipe(target=4096)).code == "no-alibi"
 
