@@ -1,7 +1,7 @@
-"""How SGLang's code of each family builds its rope: read from the wheel of 0.5.23, one row a family.
+"""How SGLang's code of each family builds its rope: the wheel of 0.5.23, one row a family.
 
-Model files are those of ``sglang/srt/models``, configuration classes those of ``sglang/srt/configs``,
-which were run with the transformers that it pins (5.19.0). A family that isn't here was not read.
+Model files are those of ``sglang/srt/models``, configuration classes those of ``sglang/srt/configs`` and of the
+transformers that it requires (5.19.0). A family that isn't here was neither read nor run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, Literal
 #: which takes every type for yarn. ``plain``: no scaling is read. ``full_only``: layers of full attention
 #: take their dictionary whole, the others a plain rope. ``type_only``: the type without its keys.
 #: ``gemma3``: transformers' own functions. ``transformers``: no model file, so transformers' code.
-#: ``absent``: neither.
+#: ``fails``: whatever the settings. ``absent``: neither.
 Way = Literal[
     "whole",
     "interleaved",
@@ -26,6 +26,7 @@ Way = Literal[
     "type_only",
     "gemma3",
     "transformers",
+    "fails",
     "absent",
 ]
 
@@ -83,9 +84,8 @@ _SECTIONS: Final = (
 #: deepseek_v2.py:2065; glm4_moe.py:1284 and glm4_moe_lite.py:83 build on it.
 _LATENT: Final = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa")
 #: mixtral.py:174, gemma.py:130, gemma2.py:154, olmo.py:87, phi.py:69, stablelm.py:146, starcoder2.py:103,
-#: ernie45_moe_vl.py:124, granitemoe.py:264, hunyuan_v3.py:382, persimmon.py:92.
+#: granitemoe.py:264, hunyuan_v3.py:382, persimmon.py:92.
 _PLAIN: Final = (
-    "ernie4_5_vl_moe",
     "gemma",
     "gemma2",
     "granitemoe",
@@ -108,8 +108,6 @@ _TRANSFORMERS: Final = (
     "cwm",
     "dots1",
     "ernie4_5",
-    "flex_olmo",
-    "glm",
     "gpt_neox",
     "helium",
     "hyperclovax",
@@ -133,6 +131,16 @@ _ABSENT: Final = (
     "zamba2",
 )
 
+_UNSHARDED: Final = "it has no class for this family, and refuses to divide transformers' own between GPUs"
+#: Why a family fails in any case (models/transformers.py:247; ernie45_moe_vl.py:171).
+FAILS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "ernie4_5_vl_moe": "its class wants a list of experts' numbers, which the configuration class refuses",
+        "flex_olmo": _UNSHARDED,
+        "glm": _UNSHARDED,
+    }
+)
+
 WAYS: Final[Mapping[str, Way]] = MappingProxyType(
     {
         **dict.fromkeys(_WHOLE, "whole"),
@@ -143,6 +151,7 @@ WAYS: Final[Mapping[str, Way]] = MappingProxyType(
         **dict.fromkeys(_FULL_ONLY, "full_only"),
         **dict.fromkeys(_TYPE_ONLY, "type_only"),
         **dict.fromkeys(_TRANSFORMERS, "transformers"),
+        **dict.fromkeys(FAILS, "fails"),
         **dict.fromkeys(_ABSENT, "absent"),
         "gemma3": "gemma3",
     }
@@ -161,6 +170,64 @@ FIXED_THETA: Final[Mapping[str, float]] = MappingProxyType(
 OLDER_FORM: Final[Mapping[str, float]] = MappingProxyType({"olmo3": 10000.0, "qwen3_next": 10000.0})
 #: A class of its own whose base is the top level's alone, with its default (granitemoehybrid.py:158, 224).
 TOP_THETA: Final[Mapping[str, float]] = MappingProxyType({"granitemoehybrid": 10000.0})
+#: Whose top level's original length counts: the model file writes it into the dictionary (apertus.py, arcee.py,
+#: exaone4.py, exaone_moe.py, granite.py, hunyuan.py, llama.py and what is built of it), or the class of transformers
+#: declares the key (phi3).
+TOP_ORIGINAL: Final = frozenset(
+    {
+        "apertus",
+        "arcee",
+        "exaone4",
+        "exaone4_unwindowed",
+        "exaone_moe",
+        "granite",
+        "hunyuan_v1_dense",
+        "hunyuan_v1_moe",
+        "internlm3",
+        "iquestcoder",
+        "llama",
+        "ministral3",
+        "mistral",
+        "phi3",
+        "voxtral",
+    }
+)
+#: Model files that rotate a share of each head by the top level's partial_rotary_factor, which transformers' code of
+#: these families ignores (afmoe.py:333, apertus.py:150, arcee.py:138, falcon_h1.py:139, and what has llama.py:199).
+SHARED_HEADS: Final = frozenset(
+    {
+        "afmoe",
+        "apertus",
+        "arcee",
+        "ernie4_5_moe",
+        "falcon_h1",
+        "internlm3",
+        "iquestcoder",
+        "llama",
+        "ministral3",
+        "mistral",
+        "voxtral",
+    }
+)
+#: A model file that rotates as many dimensions as rotary_dim says, all without it (minimax_m2.py:673).
+ROTARY_DIM: Final = frozenset({"minimax_m2", "minimax_m2_half"})
+#: Configuration classes of its own that know rope_scaling alone: transformers' base class then puts rope_parameters
+#: over it (afmoe.py, cohere2_moe.py, falcon_h1.py, granitemoehybrid.py and qwen3_5.py of configs).
+NEWER_FIRST: Final = frozenset({"afmoe", "cohere2_moe", "falcon_h1", "granitemoehybrid", "qwen3_5", "qwen3_5_moe"})
+#: Of these, whose model files look for the base in the dictionary (afmoe.py, falcon_h1.py).
+NEEDS_THETA: Final = frozenset({"afmoe", "falcon_h1"})
+#: Latent attention whose softmax scale has no factor of yarn's (minicpm3.py).
+UNSCALED_SOFTMAX: Final = frozenset({"minicpm3"})
+#: Classes that the server reads within their wrapper's config alone: their heads' sizes differ by the layer
+#: (utils/hf_transformers/config.py:267).
+NEEDS_WRAPPER: Final = frozenset({"gemma4", "gemma4_unified"})
+#: A model file that takes the top level's original length, or else this one, for the model's (ministral3.py:126).
+FIXED_LENGTH: Final[Mapping[str, int]] = MappingProxyType({"ministral3": 16384})
+#: Model files that look their layer types up in rope_parameters, which a flat rope_scaling replaces (mellum.py:353,
+#: and gemma4_causal.py:387, which gives every layer a plain rope of base 10000 then).
+NEEDS_LABELS: Final = frozenset({"gemma4", "gemma4_unified", "mellum"})
+#: A class of transformers that wants both temperatures of longrope, whatever the type (PhimoeConfig).
+NEEDS_MSCALES: Final = frozenset({"phimoe"})
 #: A class of its own that fails where config.json has neither dictionary (qwen3_5.py:25-34 of configs, then get_rope).
 NEEDS_SETTINGS: Final = frozenset({"qwen3_5", "qwen3_5_moe"})
 #: Classes of its own whose dictionary transformers doesn't complete: a missing original length stays missing.

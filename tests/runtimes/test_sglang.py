@@ -81,7 +81,9 @@ def test_gemma_4_takes_a_type_without_its_keys() -> None:
     """gemma4_causal.py:422: every class is left with a factor of 1, and longrope without its lists."""
     windowed = {"rope_type": "default", "rope_theta": 10000.0}
     settings = {FULL: {**YARN, "rope_theta": 1000000.0}, SLIDING: windowed}
-    found = read("gemma4", None, rope_parameters=settings).tables[FULL]
+    row = FAMILIES["gemma4"]
+    config = {"model_type": "gemma4", "text_config": {**family_config(row), "rope_parameters": settings}}
+    found = Sglang().effective(config, row, length=1024).tables[FULL]
     assert found.inv_freq == pytest.approx(paper.plain(1000000.0, 2 * len(found.inv_freq)), rel=1e-9)
     assert found.attention_factor == 1.0
 
@@ -106,8 +108,15 @@ def test_both_forms_break_a_class_of_the_older_one(name: str, scaling: dict[str,
     """Run with transformers 5.19.0: the check of a flat rope_parameters asks for lengths that aren't there yet."""
     both = read(name, scaling, rope_parameters={**scaling, "rope_theta": 10000.0})
     assert "rope_scaling alone" in (both.problem or "")
-    linear = read(name, LINEAR, rope_parameters={**LINEAR, "rope_theta": 10000.0})
-    assert linear.problem is None
+
+
+def test_both_forms_of_a_type_without_a_length() -> None:
+    """OLMo 3's class is transformers' own by then, which looks for layer types in a flat dictionary."""
+    both = {
+        name: read(name, LINEAR, rope_parameters={**LINEAR, "rope_theta": 10000.0}) for name in ("qwen3_next", "olmo3")
+    }
+    assert both["qwen3_next"].problem is None
+    assert both["olmo3"].problem is not None
 
 
 def test_granite_hybrids_base_stands_at_the_top_level() -> None:
