@@ -30,7 +30,7 @@ from ctxextend.runtimes.base import (
 from ctxextend.runtimes.transformers_4 import Transformers4
 from ctxextend.scaling import Dynamic, Yarn, table
 
-__all__ = ["Transformers4", "Transformers5", "unread_by_5"]
+__all__ = ["Transformers4", "Transformers5", "newer_alone", "unread_by_5"]
 
 #: Families whose config class has a head_dim of None where config.json has none: yarn, dynamic and longrope
 #: multiply it (modeling_rope_utils.py: getattr without ``or``). Mistral's class of 5.x fills it in.
@@ -38,6 +38,8 @@ _NEEDS_HEAD_DIM: Final = frozenset({"ministral", "mixtral"})
 _MULTIPLIES_HEAD_DIM: Final = frozenset({"dynamic", "longrope", "yarn"})
 #: Families whose class declares rope_theta itself, as a number (their configuration files): null is refused.
 _DECLARES_THETA: Final = frozenset({"bailing_hybrid", "cohere2_moe", "deepseek_v4"})
+#: Families whose class declares a rope_scaling of its own, which it keeps and nothing reads.
+_NEWER_ALONE: Final = frozenset({"cohere2_moe"})
 
 
 class Transformers5:
@@ -50,7 +52,7 @@ class Transformers5:
 
     @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
-        rope = read_rope(config, family)
+        rope = read_rope(newer_alone(config, family), family)
         problem = unread_by_5(rope, family) or _unknown_type(rope, family) or _headless(rope, family)
         if problem is not None:
             return Reading(problem=problem)
@@ -85,6 +87,13 @@ def unread_by_5(rope: HfRope, family: Family) -> str | None:
         if rope_type == "longrope" and family.name in _NEEDS_HEAD_DIM and rope.text.get("head_dim") is None:
             return "its class fails on longrope without a head_dim"
     return None
+
+
+def newer_alone(config: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
+    """A config without the older form, where the family's class of 5.x doesn't read that."""
+    if family.name not in _NEWER_ALONE:
+        return config
+    return {key: value for key, value in config.items() if key != "rope_scaling"}
 
 
 def _mistyped_length(rope: HfRope, family: Family) -> str | None:
@@ -134,6 +143,8 @@ def _unknown_type(rope: HfRope, family: Family) -> str | None:
         spelled = group.settings.get("rope_type") or group.settings.get("type")
         if spelled == "su" and family.form != "phi3":
             return "it knows no rope type 'su'"
+        if spelled == "su" and ORIGINAL not in group.settings:
+            return f"its class fails on the rope type 'su' without an {ORIGINAL} beside it"
         rope_type = type_of(group.settings)
         if family.rope_types is not None and not family.labels and rope_type not in ("default", *family.rope_types):
             return f"its class takes no {rope_type}: only {', '.join(family.rope_types)}"

@@ -1,8 +1,9 @@
 """How vLLM reads a rope from config.json.
 
-Source: the wheel of 0.33.0, read: ``config/model.py`` (lengths), ``layers/rotary_embedding`` and the
-model files that ``vllm_families`` names; the rope classes and ``deepseek_v2`` were run on the CPU with
-stand-ins for the engine. From 0.30 on these rules hold; ``vllm_older`` has those before. The tokenizer's
+Source: the wheel of 0.33.0. Its reading of config.json, its lengths and the model classes of the families
+in ``tests/reference/test_vllm.py`` were run on a CPU, with stand-ins for the server and its kernels; the other
+families that ``vllm_families`` names, those that run through transformers' code and wrappers were read. From
+0.30 on these rules hold; ``vllm_older`` has those before. The tokenizer's
 ``model_max_length`` counts for pooling models with absolute positions alone (config/model.py:2147-2156).
 """
 
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from ctxextend.families import Family
+from ctxextend.formats.hf_layers import FULL
 from ctxextend.formats.hf_read import HfRope, RopeGroup, read_rope
 from ctxextend.formats.rope_keys import type_of
 from ctxextend.rope import RopeTable
@@ -31,7 +33,7 @@ from ctxextend.runtimes.base import (
 )
 from ctxextend.runtimes.engine_families import UNESTABLISHED, alpha_base, in_a_wrapper
 from ctxextend.runtimes.latent import compressed_table, latent_table
-from ctxextend.runtimes.transformers import Transformers5, unread_by_5
+from ctxextend.runtimes.transformers import Transformers5, newer_alone, unread_by_5
 from ctxextend.runtimes.vllm_families import STRIPPED_ALONE, WAYS, WRAPPERS_READ, Way
 from ctxextend.scaling import LongRope, Yarn, table
 
@@ -52,6 +54,10 @@ _SAME_TYPE: Final = (("longrope", "su"), ("default", "mrope"))
 _NOT_MULTIPLIED: Final = frozenset({"longrope", "llama3", "yarn"})
 #: Model types with "gemma3" in their name, whose length no factor multiplies.
 _SCALED_LENGTH: Final = frozenset({"gemma3", "gemma3n"})
+#: Families whose class sets the share of the head itself (falcon_h1.py:245).
+_WHOLE_HEADS: Final = frozenset({"falcon_h1"})
+#: Families that publish one dictionary a layer type: an older form, even null, ends in every layer or in none.
+_NESTED_ALONE: Final = frozenset({"gemma4", "gemma4_unified", "laguna"})
 
 
 class Vllm:
@@ -64,27 +70,33 @@ class Vllm:
 
     @answered
     def effective(self, config: Mapping[str, Any], family: Family, *, length: int) -> Reading:
-        rope = read_rope(config, family)
+        rope = read_rope(newer_alone(config, family), family)
         way = way_of(WAYS, rope, family)
         if way is None or in_a_wrapper(config, WRAPPERS_READ):
             return UNESTABLISHED
         if way == "absent":
             return Reading(absent=True, problem="it has no such model")
-        problem = unread_by_5(rope, family) or two_types(rope)
+        if family.name in _NESTED_ALONE and "rope_scaling" in rope.text:
+            return Reading(unknown="its code takes a rope_scaling of this family otherwise than transformers")
+        problem = unread_by_5(rope, family) or two_types(rope) or _refused(rope, family) or _null_start(rope)
         if problem is not None:
             return Reading(problem=problem)
         if way == "transformers":
             return _through_transformers(config, family, rope, length)
-        tables = tables_of(rope, lambda group: without_factor(group.settings) or group_table(rope, group, way, length))
+        tables = tables_of(
+            rope,
+            lambda group: (
+                without_factor(group.settings)
+                or _unhashable(group)
+                or group_table(rope, _there(rope, group, family, way), way, length)
+            ),
+        )
         if isinstance(tables, str):
             return Reading(problem=tables)
-        longest, rows = _max_context(rope, family), rows_of(rope)
+        longest, rows = _max_context(rope, family), rows_of(rope, way)
         how: tuple[str, ...] = ("transformers 5's rope_parameters; the smallest stated length",)
         if rows is not None and rows < longest:
-            longest, how = (
-                rows,
-                (*how, f"its cosines and sines end at {rows} positions, the original length's multiple"),
-            )
+            longest, how = rows, (*how, f"its cosines and sines end at {rows} positions")
         return Reading(tables=tables, max_context=longest, liftable=is_liftable(rope, family, length), how=how)
 
     def serve(self, source: str, reading: Reading, *, length: int) -> str:
@@ -180,6 +192,58 @@ def _whole(rope: HfRope, group: RopeGroup, *, interleaved: bool, length: int) ->
     return table(group.spec, scaling, length=length)
 
 
+def _there(rope: HfRope, group: RopeGroup, family: Family, way: Way) -> RopeGroup:
+    """The geometry that get_rope is given, where it isn't the one of transformers' class.
+
+    A share of the head counts in every family, scaled or not; what multiplies the softmax, in ``deepseek_v2`` and its
+    like alone.
+    """
+    if group.spec is None or way in ("compressed", "gpt_oss", "plain"):
+        return group
+    spec = msgspec.structs.replace(group.spec, softmax_mscale=group.spec.softmax_mscale and way == "latent")
+    share = number(group.settings, "partial_rotary_factor")
+    share = number(rope.text, "partial_rotary_factor") if share is None else share
+    counts = not family.partial_rotary_keys and family.name not in _WHOLE_HEADS and spec.layout == "leading"
+    if share is not None and counts:
+        spec = msgspec.structs.replace(spec, rotary_dim=int(spec.head_dim * share))
+    return msgspec.structs.replace(group, spec=spec)
+
+
+def _unhashable(group: RopeGroup) -> str | None:
+    """Why get_rope fails on a setting that is no number or name: it keeps ropes by all of their settings."""
+    for key, value in group.settings.items():
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, dict | list) for part in parts):
+            return f"it fails on a {key} that holds dictionaries or lists"
+    return None
+
+
+def _refused(rope: HfRope, family: Family) -> str | None:
+    """Why transformers' configuration class, which it reads with, fails: on both forms at once, and those of Phi-3."""
+    older, newer = rope.text.get("rope_scaling"), rope.text.get("rope_parameters")
+    if family.form == "nested" and not family.labels and older and newer and FULL not in newer:
+        return "it fails on a rope_scaling beside a rope_parameters without layer types"
+    for group in rope.groups:
+        rope_type = type_of(group.settings)
+        if family.name == "phimoe" and rope_type != "default":
+            missing = [key for key in ("short_mscale", "long_mscale") if number(group.settings, key) is None]
+            if missing:
+                return f"its configuration class fails on {rope_type} without a {missing[0]}"
+        if family.form != "phi3" or rope_type == "default" or not family.rope_types:
+            continue
+        if rope_type not in family.rope_types:
+            return f"its configuration class takes no {rope_type}: only {', '.join(family.rope_types)}"
+        if "su" in (group.settings.get("rope_type"), group.settings.get("type")) and ORIGINAL not in group.settings:
+            return f"it fails on the older name su without an {ORIGINAL} beside it"
+    return None
+
+
+def _null_start(rope: HfRope) -> str | None:
+    """Why the length that longrope starts with can't be worked out (config/model.py:2646)."""
+    longrope = any(type_of(group.settings) == "longrope" for group in rope.groups)
+    return f"it fails on an {ORIGINAL} of null" if longrope and rope.text.get(ORIGINAL, 1) is None else None
+
+
 def two_types(rope: HfRope) -> str | None:
     """Two spellings of the type that differ, which it refuses (transformers_utils/config.py:620-638)."""
     for group in rope.groups:
@@ -234,10 +298,22 @@ def multiplied(rope: HfRope, family: Family, derived: float) -> float:
     return derived if family.name in _SCALED_LENGTH else derived * factor
 
 
-def rows_of(rope: HfRope) -> int | None:
-    """The positions that yarn's table has, in tokens (yarn_scaling_rope.py): past them it is out of range."""
-    scalings = (group.scaling for group in rope.groups if isinstance(group.scaling, Yarn))
-    return min((int(s.original_max_position_embeddings * s.factor) for s in scalings), default=None)
+def rows_of(rope: HfRope, way: Way) -> int | None:
+    """The positions that the tables of cosines have, in tokens: past them an index is out of range.
+
+    Yarn's has the original length's multiple (yarn_scaling_rope.py), linear's the stated one's, longrope's what is
+    started with, every other the stated length (base.py), four times for enlarged sections (mrope.py).
+    """
+    found = []
+    for group in rope.groups:
+        rope_type, stated = type_of(group.settings), rope.max_position_embeddings
+        if isinstance(group.scaling, Yarn):
+            found.append(int(group.scaling.original_max_position_embeddings * group.scaling.factor))
+        elif rope_type == "linear":
+            found.append(int(stated * (number(group.settings, "factor") or 1.0)))
+        elif group.spec is not None and rope_type != "longrope":
+            found.append(stated * 4 if way == "sections_enlarged" and "mrope_section" in group.settings else stated)
+    return min(found, default=None)
 
 
 def is_liftable(rope: HfRope, family: Family, length: int) -> bool:

@@ -21,6 +21,7 @@ from ctxextend.families import FAMILIES, Family, established, flat, multimodal, 
 from ctxextend.plan import Plan
 from ctxextend.recipe import Recipe
 from ctxextend.rope import RopeTable
+from ctxextend.runtimes.transformers import Transformers5
 from tests.factories import converted, family_config, planned
 
 FLOAT32 = 2e-6
@@ -303,6 +304,29 @@ def test_an_extension_of_a_trained_in_scaling(name: str, method: str, tmp_path: 
         goal = groups["full_attention"]
         assert goal is not None
         assert softmax_factors(model) == pytest.approx([goal.table.softmax_factor], rel=1e-9)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_cohere_2_moe_reads_the_newer_form_alone(key: str, tmp_path: Path) -> None:
+    """Its class has a rope_scaling of its own, which nothing reads: a silent no-op, and one in the reading too."""
+    family = FAMILIES["cohere2_moe"]
+    config = {**source_of(family), key: {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}
+    (table,) = Transformers5().effective(config, family, length=512).tables.values()
+    ((_label, frequencies, attention),) = ropes(built(config, tmp_path))
+    same(table, frequencies, attention)
+    assert frequencies[0] == pytest.approx(1.0 if key == "rope_scaling" else 0.25)
+
+
+def test_phi_3_fails_on_an_older_name_without_its_length(tmp_path: Path) -> None:
+    family = FAMILIES["phi3"]
+    scaling = {"type": "su", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    config = {**source_of(family), "original_max_position_embeddings": 4096, "rope_scaling": scaling}
+    assert "'su'" in (Transformers5().effective(config, family, length=512).problem or "")
+    with pytest.raises(KeyError, match="original_max_position_embeddings"):
+        built(config, tmp_path)
+    inside = {**config, "rope_scaling": {**scaling, "original_max_position_embeddings": 4096}}
+    assert Transformers5().effective(inside, family, length=512).tables
+    assert list(ropes(built(inside, tmp_path)))
 
 
 def test_every_rotary_model_type_is_one_of_transformers() -> None:

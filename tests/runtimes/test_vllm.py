@@ -68,7 +68,8 @@ def test_a_family_that_takes_the_whole_dictionary(name: str) -> None:
 def test_interleaved_pairs_take_no_longrope(name: str) -> None:
     lists = [1.0] * 16
     scaling = {"rope_type": "longrope", "short_factor": lists, "long_factor": lists, "factor": 1.0}
-    assert "half-split pairs" in (read(Vllm(), name, scaling, head_dim=32).problem or "")
+    newer = {"rope_parameters": {**scaling, "rope_theta": 10000.0}}
+    assert "half-split pairs" in (read(Vllm(), name, scaling, head_dim=32, **newer).problem or "")
     assert read(Vllm(), name, {"rope_type": "linear", "factor": 4.0}, head_dim=32).tables
 
 
@@ -182,6 +183,30 @@ def test_a_share_of_the_head_counts_in_every_family(name: str) -> None:
     assert scaled.inv_freq == pytest.approx(paper.yarn(theta, dim // 2, 4.0, 1024), rel=1e-6)
 
 
+def test_falcon_h1_sets_the_share_itself() -> None:
+    """falcon_h1.py:245: attn_rotary_emb or the head's size, over what the dictionary says."""
+    assert read(Vllm(), "falcon_h1", None, partial_rotary_factor=0.5) == read(Vllm(), "falcon_h1", None)
+
+
+def test_cohere_2_moe_reads_the_newer_form_alone() -> None:
+    """Cohere2MoeConfig declares a rope_scaling, which nothing moves to rope_parameters (5.20.2 and 5.23.0, run)."""
+    linear = {"rope_type": "linear", "factor": 4.0}
+    theta, dim = 10000.0, 32
+    ignored = next(iter(read(Vllm(), "cohere2_moe", linear).tables.values()))
+    assert ignored.inv_freq == pytest.approx(paper.plain(theta, dim), rel=1e-9)
+    newer = read(Vllm(), "cohere2_moe", None, rope_parameters={**linear, "rope_theta": theta}).tables.values()
+    assert next(iter(newer)).inv_freq == pytest.approx(paper.interpolated(theta, dim, 4.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "laguna"])
+def test_nothing_is_claimed_of_an_older_form_beside_layer_types(name: str) -> None:
+    """Run: a rope_scaling of null makes gemma4's full layers plain, and one of linear scales its windows too."""
+    assert read(Vllm(), name, None).unknown is not None
+    assert read(Vllm(), name, {"rope_type": "linear", "factor": 4.0}).unknown is not None
+    row = FAMILIES[name]
+    assert Vllm().effective(family_config(row), row, length=1024).tables
+
+
 def test_gpt_oss_builds_a_dictionary_without_the_share() -> None:
     """gpt_oss.py:111-127 hands five keys on."""
     full = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0}
@@ -214,6 +239,8 @@ def test_minicpm3_does_not_weigh_its_softmax() -> None:
             "of null",
         ),
         ("gemma3", YARN, {"rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "beside a rope_parameters"),
+        # PhimoeConfig.validate_rope: short_mscale field must be a number, got None.
+        ("phimoe", YARN, {}, "without a short_mscale"),
     ],
 )
 def test_what_it_fails_on(name: str, scaling: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
