@@ -46,7 +46,7 @@ from ctxextend.formats.gguf_bytes import encode_key
 from ctxextend.formats.gguf_keys import CONTEXT, ORIGINAL, POSITION_TABLE, SLIDING_THETA, THETA
 from ctxextend.formats.gguf_write import MANAGED, applied
 from ctxextend.gguf_apply import Kind, after_edits, checked_edits, manifest_of_files, staged_output, verify_gguf
-from ctxextend.gguf_inspection import gguf_of, table_rows
+from ctxextend.gguf_inspection import gguf_of, stored_rows
 from ctxextend.inspection import inspect
 from ctxextend.plan import Plan, source_sha256
 from ctxextend.position_export import converted_positions
@@ -357,7 +357,7 @@ def corrections(plan: Plan, contents: Contents, found: Contents) -> GgufEdits:
 
 def _require_table(plan: Plan, found: Contents) -> None:
     """Raises :class:`RefusedError` where a converter's file has another table of positions than was planned for."""
-    rows, planned = table_rows(found), None if plan.position == "alibi" else plan.target_context
+    rows, planned = stored_rows(found), None if plan.position == "alibi" else plan.target_context
     if rows != planned:
         raise RefusedError(
             "the converter wrote another table of positions than the checkpoint has",

@@ -23,6 +23,7 @@ from ctxextend.formats.gguf_keys import (
     FINETUNED,
     FREQS,
     ORIGINAL,
+    POSITION_TABLE,
     GgufGroup,
     GgufRope,
     read_rope,
@@ -93,8 +94,16 @@ def _missing(contents: Contents) -> Iterator[Fault]:
 
 
 def _table(contents: Contents, rope: GgufRope) -> Iterator[Fault]:
-    """A table of positions that isn't as long as the file says."""
+    """A table of positions that isn't there, or isn't as long as the file says."""
     rows = table_rows(contents)
+    if rows is None and rope.architecture.position == "learned" and not list(_missing(contents)):
+        yield Fault(
+            code="table-missing",
+            message=f"{POSITION_TABLE} isn't in the file, and {rope.architecture.name} has no other positions",
+            fix="make the file of its checkpoint anew",
+            level="error",
+            troubles=_BOTH,
+        )
     if rows is not None and rows != rope.context_length:
         yield Fault(
             code="table-rows",

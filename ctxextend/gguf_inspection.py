@@ -26,6 +26,7 @@ from ctxextend.formats.gguf_keys import (
     GgufGroup,
     GgufRope,
     Keys,
+    find_architecture,
     read_rope,
 )
 from ctxextend.gguf_record import GgufRecord, find_gguf_record, without_record
@@ -148,7 +149,18 @@ def _position(rope: GgufRope, contents: Contents) -> Position:
 
 
 def table_rows(contents: Contents) -> int | None:
-    """The rows of a file's learned table of positions; None where it has none, or not in the parts that are here."""
+    """The rows of a file's learned table of positions; None where it has none, or not in the parts that are here.
+
+    Of the architectures without a rope, those with a table and mpt look for one.
+    """
+    row = find_architecture(gguf_of(contents))
+    if row is None or not (row.position == "learned" or row.name == "mpt"):
+        return None
+    return stored_rows(contents)
+
+
+def stored_rows(contents: Contents) -> int | None:
+    """The rows of a table of positions, whether the architecture looks for one or not."""
     return next((tensor.shape[0] for tensor in contents.tensors if tensor.name == POSITION_TABLE), None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -96,11 +96,18 @@ def _from_safetensors(architecture: str) -> str:
     )
 
 
+#: Architectures whose files say the largest exponent of their slopes; of the others llama.cpp knows it to be 8.
+_STATES_BIAS: Final = frozenset({"jais", "mpt"})
+
+
 def _as_config(gguf: Gguf, facts: Alibi, length: int) -> dict[str, Any]:
     """What config.json would say of ALiBi: the length in tokens, the heads, and the largest exponent where it does."""
     keys = Keys(gguf.values, str(gguf.architecture))
+    largest = keys.number(MAX_ALIBI_BIAS) if gguf.architecture in _STATES_BIAS else None
+    if gguf.architecture in _STATES_BIAS and not (largest is not None and largest > 0.0):
+        # llama.cpp takes a missing one for 0: no positions at all.
+        raise keys.broken(MAX_ALIBI_BIAS, "a number above 0", keys.get(MAX_ALIBI_BIAS))
     found: dict[str, Any] = {facts.length_key: length, facts.heads_keys[0]: keys.required("attention.head_count")}
-    largest = keys.number(MAX_ALIBI_BIAS)
     if facts.largest_exponent_path and largest is not None:
         *path, last = facts.largest_exponent_path
         node = found

@@ -12,7 +12,7 @@ Source: Su et al., *RoFormer* (arXiv 2104.09864), section 3.2.2, eq. 15.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -22,6 +22,9 @@ Pairing = Literal["half", "interleaved"]
 #: ``leading``: the first ``rotary_dim`` dimensions are rotated, and exponents run over ``rotary_dim``.
 #: ``proportional``: exponents run over ``head_dim``, and pairs past ``rotary_dim / 2`` stand still.
 Layout = Literal["leading", "proportional"]
+
+#: Of a head: far more than any model has, and few enough to work with.
+MOST_DIMENSIONS: Final = 65_536
 
 
 class RopeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +45,8 @@ class RopeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     softmax_mscale: bool = False
 
     def __post_init__(self) -> None:
+        if self.head_dim > MOST_DIMENSIONS:
+            raise ValueError(f"no model's heads have {self.head_dim} dimensions")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 1.0):
             raise ValueError(f"rope_theta must be a number above 1, found {self.rope_theta}")
         if self.rotary_dim < 2 or self.rotary_dim % 2:

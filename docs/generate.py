@@ -119,7 +119,8 @@ def families_page() -> str:
     return (
         "# Families\n\nA published scaling of a type under *trained in* is part of the base; one under *added by hand* "
         "is taken off first; any other needs `--base trained|unscaled`. Under *GGUF* stands the architecture of an "
-        "export; those *by --converter* are made by llama.cpp's own, and their rope is corrected.\n\n"
+        "export; those *by --converter* are made by llama.cpp's own, and their rope is corrected (of encoders it makes "
+        "bert, distilbert, roberta and xlm-roberta alone).\n\n"
         + _table(columns, rows)
         + "\n## Wrappers\n\nCheckpoints around a language model are read and edited where its own config stands "
         "(`text_config` and the like), by the row of its own model type; without one, by the class's default.\n\n"

@@ -17,10 +17,12 @@ from ctxextend.apply import verify
 from ctxextend.changes import Carry
 from ctxextend.checkpoint.directory import read_directory
 from ctxextend.errors import CheckpointError, DisagreementError, RefusedError, UsageError
+from ctxextend.families import FAMILIES
+from ctxextend.formats.hf_read import read_rope
 from ctxextend.inspection import inspect
 from ctxextend.plan import make_plan
 from ctxextend.recipe import Recipe
-from tests.factories import TINY
+from tests.factories import TINY, family_config
 
 
 def checkpoint(folder: Path, config: dict[str, Any], **others: str) -> Path:
@@ -279,3 +281,11 @@ def test_odd_values_are_errors_of_the_checkpoint(odd: dict[str, Any], tmp_path: 
     with pytest.raises(CheckpointError) as error:
         inspect(contents)
     assert error.value.file == "config.json"
+
+
+@pytest.mark.parametrize("sizes", [{"head_dim": 10**12}, {"hidden_size": 10**12}])
+def test_a_head_of_absurd_size_is_told_before_anything_is_computed(sizes: dict[str, int]) -> None:
+    """It took all memory: a table has half as many frequencies as a head has dimensions."""
+    config = {**family_config(FAMILIES["llama"]), **sizes}
+    with pytest.raises(CheckpointError, match="no model's heads have"):
+        read_rope(config, FAMILIES["llama"])

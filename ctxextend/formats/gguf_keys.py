@@ -18,7 +18,7 @@ from ctxextend.contents import Gguf, GgufValue, Note
 from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.formats.gguf_architectures import ARCHITECTURES, UNREAD, WITHOUT_ROPE, GgufArchitecture, Sliding
 from ctxextend.formats.hf_layers import FULL, SLIDING
-from ctxextend.rope import RopeSpec, RopeTable
+from ctxextend.rope import MOST_DIMENSIONS, RopeSpec, RopeTable
 from ctxextend.scaling import Linear, LongRope, Scaling, Yarn, mscale, table
 
 FREQS: Final = "rope_freqs.weight"
@@ -62,7 +62,6 @@ UNROTATED: Final = "no_rope"
 _NUMBERS: Final = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "UINT64", "INT64", "FLOAT64")
 #: A file that says more is broken.
 _MOST_LAYERS: Final = 10_000
-_MOST_DIMENSIONS: Final = 65_536
 
 
 class GgufGroup(Struct, frozen=True, kw_only=True):
@@ -317,8 +316,8 @@ def _spec(keys: Keys, row: GgufArchitecture, sliding: Sliding | None) -> RopeSpe
             own = keys.number(SLIDING_THETA)
             theta = own if own is not None else theta if sliding.theta is None else sliding.theta
     for name, size in (("rope.dimension_count", rotary), ("attention.key_length", head_dim)):
-        if size > _MOST_DIMENSIONS:
-            raise keys.broken(name, f"at most {_MOST_DIMENSIONS} dimensions", keys.get(name))
+        if size > MOST_DIMENSIONS:
+            raise keys.broken(name, f"at most {MOST_DIMENSIONS} dimensions", keys.get(name))
     alpha = keys.number(ALPHA) if row.alpha else None
     try:
         if alpha is not None and alpha > 0.0:

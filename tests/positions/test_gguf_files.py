@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from ctxextend.errors import RefusedError
+from ctxextend.errors import CheckpointError, RefusedError
 from ctxextend.findings import Check
 from ctxextend.inspection import Inspection
 from ctxextend.lab.runnable import require_next_token
@@ -39,7 +39,7 @@ def written(path: Path, architecture: str, *, rows: int | None = TRAINED, **chan
     own = {**LEARNED, **ALIBI}[architecture]
     sizes = {"attention__head_count": 4, "attention__head_count_kv": None, "rope__freq_base": None}
     stated = keys(architecture, **sizes, attention__layer_norm_rms_epsilon=None, context_length=TRAINED)
-    stated |= {f"{architecture}.{key}": value for key, value in {**own, **changes}.items()}
+    stated |= {f"{architecture}.{key}": value for key, value in {**own, **changes}.items() if value is not None}
     weights = {"token_embd.weight": np.zeros((96, 64), "f4")}
     if rows is not None and architecture in LEARNED:
         weights[TABLE] = np.zeros((rows, 64), "f4")
@@ -155,3 +155,30 @@ def test_the_smaller_baichuan_has_a_rope(tmp_path: Path) -> None:
     found = inspected(written(tmp_path / "model.gguf", "baichuan", block_count=32))
     assert found.position == "rope"
     assert [len(group.layers) for group in found.groups] == [32]
+
+
+@pytest.mark.parametrize("architecture", LEARNED)
+def test_a_table_that_is_not_there(tmp_path: Path, architecture: str) -> None:
+    check = check_source(open_source(written(tmp_path / "x.gguf", architecture, rows=None)))
+    assert not check.ok
+    assert "table-missing" in {finding.code for finding in check.findings}
+
+
+def test_a_table_that_nothing_reads_counts_for_nothing(tmp_path: Path) -> None:
+    """llama.cpp loads position_embd for none of these."""
+    path = written(tmp_path / "x.gguf", "jina-bert-v2")
+    with_table = write_model(
+        tmp_path / "y.gguf", keys("llama", context_length=1024), {TABLE: np.zeros((TRAINED, 64), "f4")}
+    )
+    assert inspected(path).position == "alibi"
+    assert inspected(with_table).trained_context == 1024
+    assert "table-rows" not in {finding.code for finding in check_source(open_source(with_table)).findings}
+
+
+@pytest.mark.parametrize("bias", [None, 0.0, -3.0])
+def test_alibi_without_a_bias_is_no_position_at_all(tmp_path: Path, bias: float | None) -> None:
+    changes: dict[str, Any] = {"attention.max_alibi_bias": bias}
+    path = written(tmp_path / "x.gguf", "jais", **changes)
+    with pytest.raises(CheckpointError) as caught:
+        plan_of(path, factor=2.0)
+    assert caught.value.key == "jais.attention.max_alibi_bias"
