@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ctxextend.checkpoint.secrets import masked
-from ctxextend.cli import app
+from ctxextend.cli import app_for
 from ctxextend.cli.console import INTERRUPTED, InterruptError, show_error
 from ctxextend.errors import CtxextendError, OutputError, UsageError, nearest
 from ctxextend.version import VERSION
@@ -49,7 +49,7 @@ def main() -> NoReturn:
 def _run(*, as_json: bool) -> int:
     """The exit code of what the arguments say, after whatever went wrong was shown."""
     try:
-        code = app(standalone_mode=False)
+        code = app_for(sys.argv[1:])(standalone_mode=False)
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, BrokenPipeError):
             raise
