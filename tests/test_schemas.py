@@ -245,7 +245,7 @@ def errors(book: Book, place: Path) -> None:
     build(place / "half")
     book.call("convert", place / "half", "--method", "yarn", "--target", "1k", "--smoke", "--out", place / "x", code=4)
     for ended, code in ((KeyboardInterrupt(), 130), (DisagreementError("no"), 5), (ValueError("a bug"), 1)):
-        with mock.patch.object(entry, "app", side_effect=ended):
+        with mock.patch.object(entry, "app_for", side_effect=ended):
             book.call("inspect", DEMO, code=code)
 
 
